@@ -1,0 +1,75 @@
+"""`python -m ddl_plugin.analyze`: the similarity distributions of models on verification sets, as a figure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ddl_plugin.cli import Parser, run, write_json
+from ddl_plugin.errors import UserError
+from ddl_plugin.evaluate import model_names, open_model, progress_bar
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    parser = Parser(
+        "python -m ddl_plugin.analyze",
+        description="Draw the distributions of similarities of the same and of different persons.",
+    )
+    parser.add_argument("--model", action="append", required=True,
+                        help="an .onnx file or a checkpoint PREFIX,EPOCH; give --model again for a column each")  # fmt: skip
+    parser.add_argument("--bin", nargs="+", action="extend", required=True, metavar="FILE",
+                        help="InsightFace verification sets, a row each, e.g. easy.bin hard.bin")  # fmt: skip
+    parser.add_argument("--output", required=True, metavar="FIGURE", help="a .png, .pdf or .svg file")
+    parser.add_argument("--json", metavar="FILE", help="write the statistics there too")
+    _analyze(parser.parse_args(arguments))
+
+
+def _analyze(options: Any) -> None:
+    from ddl_plugin.analysis.figures import check_output, distribution_figure
+    from ddl_plugin.evaluation.bins import load_bin
+    from ddl_plugin.evaluation.verification import pair_scores, summarise
+
+    output = check_output(options.output)
+    names = model_names(options.model)
+    sets = {bin_set.name: bin_set for bin_set in map(load_bin, options.bin)}
+    if len(sets) < len(options.bin):
+        raise UserError(f"--bin: expected files with different names, got {', '.join(options.bin)}")
+    scores = {}
+    for name, model in zip(names, options.model, strict=True):
+        embed, progress = open_model(model), progress_bar(name)
+        scores[name] = {row: pair_scores(embed, bin_set, progress=progress) for row, bin_set in sets.items()}
+    statistics = {
+        name: {row: summarise(*pair) for row, pair in by_set.items()} for name, by_set in scores.items()
+    }
+    distribution_figure(scores, output)
+    _print(statistics)
+    print(f"\nfigure: {output}")
+    if options.json:
+        models = dict(zip(names, options.model, strict=True))
+        write_json(options.json, {"kind": "distributions", "models": models, "results": statistics})
+
+
+def _print(statistics: dict[str, dict[str, dict[str, Any]]]) -> None:
+    from tabulate import tabulate
+
+    table = [
+        [
+            row,
+            name,
+            *(f"{entry[key]:.3f}" for key in ("positive_mean", "negative_mean", "margin", "intersection")),
+        ]
+        for row in next(iter(statistics.values()))
+        for name, entry in ((name, by_set[row]) for name, by_set in statistics.items())
+    ]
+    headers = ["set", "model", "same, mean", "different, mean", "margin", "intersection"]
+    align = ("left", "left", *["right"] * 4)
+    print(tabulate(table, headers=headers, disable_numparse=True, colalign=align))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The embedding network: loaded from checkpoints, built anew, rewritten for the CPU, run for inference."""

@@ -1,0 +1,68 @@
+"""What all command lines share: one-line errors, exit codes, writing results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from ddl_plugin.errors import CheckError, UserError
+
+INTERRUPTED = 130  # what shells expect of a program ended by Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line that points to --help, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see '{self.prog} --help')")
+
+
+def run(command: Callable[[], None]) -> int:
+    """Run `command`; turn its ending into an exit code and at most one line on stderr."""
+    try:
+        command()
+    except UserError as error:
+        return _fail("error", error, 2)
+    except CheckError as error:
+        return _fail("check failed", error, 1)
+    except KeyboardInterrupt as error:
+        return _fail("interrupted", error, INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head`); stdout must not be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _fail(kind: str, error: BaseException, code: int) -> int:
+    text = " ".join(str(error).split())
+    print(f"{kind}: {text}" if text else kind, file=sys.stderr)
+    return code
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, result: object) -> None:
+    """Write `result` as readable JSON, atomically."""
+    write_text(path, json.dumps(result, indent=2, sort_keys=False) + "\n")

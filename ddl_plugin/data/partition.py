@@ -1,0 +1,114 @@
+"""Which images make the teacher distribution (easy) and which the K student distributions (hard), section 3.1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddl_plugin.data.attributes import AttributeTable
+from ddl_plugin.data.records import Records
+from ddl_plugin.data.rules import select
+from ddl_plugin.errors import UserError
+from ddl_plugin.settings import DDLSettings, Degradation
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The images that one distribution draws from, and how they are degraded."""
+
+    name: str  # easy, hard or hard1..hardK
+    label: str  # its rule and degradations, for tables and figures
+    positions: np.ndarray  # int64 (n,) ascending
+    degradation: Degradation
+    identities: int = 0  # how many identities the positions have
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Index 0 is the easy distribution, 1..K are the hard ones. They may share images."""
+
+    distributions: tuple[Distribution, ...]
+
+    def summary(self) -> list[dict]:
+        """One row per distribution: name, label, images, identities."""
+        return [
+            {"name": d.name, "label": d.label, "images": len(d.positions), "identities": d.identities}
+            for d in self.distributions
+        ]
+
+
+def build_partition(
+    records: Records, settings: DDLSettings, attributes: AttributeTable | None = None
+) -> Partition:
+    """The records of the easy and the hard distributions.
+
+    Without an easy rule every record is easy; without a hard rule the easy set's records are degraded.
+
+    Raises `UserError` for a rule that cannot be applied or selects nothing, for fewer than b identities (a
+    batch holds b singles of distinct ones) and for no identity with two images (there would be no pair).
+    """
+    easy = (
+        np.arange(len(records), dtype=np.int64)
+        if settings.easy is None
+        else _selected(records, "easy", settings.easy, attributes)
+    )
+    distributions = [_distribution(records, "easy", settings.easy or "all", easy, Degradation(), settings.b)]
+    for name, hard in zip(settings.names[1:], settings.hard, strict=True):
+        positions = easy if hard.rule is None else _selected(records, name, hard.rule, attributes)
+        distributions.append(
+            _distribution(records, name, hard.label, positions, hard.degradation, settings.b)
+        )
+    return Partition(tuple(distributions))
+
+
+def _selected(records: Records, name: str, rule: str, attributes: AttributeTable | None) -> np.ndarray:
+    """Positions of the records that satisfy `rule`, int64 ascending; at least one."""
+    if attributes is None:
+        raise UserError(
+            f"ddl: {name}: rule {rule!r} needs an attribute table, got none; name a .csv or .npz with a "
+            "'record' column in the recipe's 'attributes'"
+        )
+    used: dict[str, np.ndarray] = {}
+
+    def column(wanted: str) -> np.ndarray:
+        used[wanted] = attributes.column(wanted, records.keys)
+        return used[wanted]
+
+    try:
+        positions = np.flatnonzero(select(rule, column))
+    except UserError as error:
+        raise UserError(f"ddl: {name}: {error}") from error
+    if not positions.size:
+        spans = "; ".join(_span(wanted, values) for wanted, values in used.items())
+        raise UserError(
+            f"ddl: {name}: rule {rule!r}: expected some of the {len(records)} records, got none: {spans}; "
+            "widen the rule"
+        )
+    return positions
+
+
+def _span(name: str, values: np.ndarray) -> str:
+    """'yaw is -44.9 to 45' or 'race is a, b, c': why nothing was selected."""
+    if values.dtype.kind == "f":
+        return f"{name} is {values.min():g} to {values.max():g}"
+    kinds = np.unique(values)
+    return f"{name} is {', '.join(map(str, kinds[:5]))}" + (", ..." if len(kinds) > 5 else "")
+
+
+def _distribution(
+    records: Records, name: str, label: str, positions: np.ndarray, degradation: Degradation, b: int
+) -> Distribution:
+    """The distribution, after a check that batches can be drawn from it."""
+    identities, images = np.unique(records.labels[positions], return_counts=True)
+    if len(identities) < b:
+        raise UserError(
+            f"ddl: {name} ({label}): too few identities for b: expected at least b = {b} of them for the "
+            f"singles of a batch, got {len(identities)} ({len(positions)} images); lower ddl.b or widen the rule"
+        )
+    if images.max() < 2:
+        raise UserError(
+            f"ddl: {name} ({label}): expected identities with two images or more to make positive pairs of, "
+            f"got one image of each of its {len(identities)} identities; widen the rule or add images"
+        )
+    return Distribution(name, label, positions, degradation, len(identities))

@@ -1,0 +1,221 @@
+"""Which images make up the batch of a step: a pure function of (seed, step), so a run can resume anywhere.
+
+The block of one device, b pairs and K hard distributions, has 3b(K+1) rows; distribution k = 0 (easy) to K has
+rows [3bk, 3bk+b) first images, [3bk+b, 3bk+2b) second images, [3bk+2b, 3bk+3b) singles (section 3.1).
+A batch for n devices is n such blocks, one after the other: block d of step t is what one device alone would
+get in step t*n + d.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddl_plugin.data.pairs import Pairs
+from ddl_plugin.data.partition import Distribution, Partition
+from ddl_plugin.errors import UserError
+from ddl_plugin.settings import DDLSettings
+
+# What a stream of random numbers is for; part of its key beside the seed and the distribution.
+_PAIRS, _SINGLES, _PHASES, _IMAGES = range(4)
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """The rows of one batch.
+
+    positions: (rows,) int64, positions in the records. distribution: (rows,) int16, 0 easy, 1..K hard.
+    """
+
+    positions: np.ndarray
+    distribution: np.ndarray
+
+
+class ShuffledPasses:
+    """An endless sequence of shuffled passes over `range(count)`, cut into blocks of `block` distinct items.
+
+    Invariants: every pass holds each item once, so that the counts of any two items differ by at most one at
+    the end of every pass (two in between); the items of one block are distinct even where the block straddles
+    two passes; block i depends on `key` and i alone.
+
+    A straddling block is kept distinct by moving, at the head of the new pass, the items that the old pass put
+    into this block, further back. With fewer than two blocks of items there is no room for that: then
+    one order is repeated until a pass ends where a block does, and any `block` items in a row are distinct.
+
+    Costs O(block) a block, and O(count) time where a pass starts; 4 bytes an item are held. Thread-safe.
+    """
+
+    def __init__(self, count: int, block: int, key: tuple[int, ...]):
+        if not 1 <= block <= count:
+            raise ValueError(f"block: expected 1 to {count} (the number of items), got {block}")
+        self.count = count
+        self.block = block
+        self._key = key
+        self._same_order = 1 if count >= 2 * block else block // int(np.gcd(count, block))
+        self._lock = threading.Lock()
+        self._held = -1  # the pass whose order is held
+        self._order = np.empty(0, np.int32)
+
+    def take(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Block `index`: its items, (block,) int64, and the pass each belongs to, (block,) int64."""
+        passes, places = np.divmod(np.arange(self.block, dtype=np.int64) + index * self.block, self.count)
+        items = np.empty(self.block, np.int64)
+        with self._lock:
+            for number in range(int(passes[0]), int(passes[-1]) + 1):
+                here = passes == number
+                items[here] = self._order_of(number)[places[here]]
+        return items, passes
+
+    def _order_of(self, number: int) -> np.ndarray:
+        if number != self._held:
+            before = self._straddling(number)
+            self._order = np.empty(0, np.int32)  # two orders need not be held at a time
+            order = self._shuffled(number)
+            if before.size:
+                _keep_out(order, before, self.block)
+            self._order, self._held = order, number
+        return self._order
+
+    def _straddling(self, number: int) -> np.ndarray:
+        """The items of the pass before `number` that are in the block in which `number` starts."""
+        size = number * self.count % self.block
+        if size == 0 or self._same_order > 1:
+            return np.empty(0, np.int32)
+        # _keep_out leaves the tail as it was shuffled, so no earlier pass needs to be known.
+        before = self._order if self._held == number - 1 else self._shuffled(number - 1)
+        return before[-size:].copy()
+
+    def _shuffled(self, number: int) -> np.ndarray:
+        order = np.arange(self.count, dtype=np.int32)
+        np.random.default_rng((*self._key, number // self._same_order)).shuffle(order)
+        return order
+
+
+def _keep_out(order: np.ndarray, items: np.ndarray, block: int) -> None:
+    """Swap `items` out of the first `block - len(items)` places of `order`, in place.
+
+    The last `block - 1` places, which the next pass may have to keep out in turn, stay as they are.
+    Needs len(order) >= 2 * block and 0 < len(items) < block.
+    """
+    head = block - len(items)
+    clashes = np.flatnonzero(np.isin(order[:head], items))
+    # Of these len(items) places at most len(items) - len(clashes) hold one of the items: enough are free.
+    places = np.arange(head, block)
+    free = places[~np.isin(order[places], items)][: len(clashes)]
+    order[clashes], order[free] = order[free], order[clashes]
+
+
+class _Blocks:
+    """Blocks of b pairs and b singles of one distribution."""
+
+    def __init__(self, positions: np.ndarray, labels: np.ndarray, pairs: Pairs, b: int, key: tuple[int, int]):
+        seed, number = key
+        own = labels[positions]
+        by_identity = np.argsort(own, kind="stable")
+        _, starts, sizes = np.unique(own[by_identity], return_index=True, return_counts=True)
+        self._positions = positions[by_identity].astype(np.int32)
+        self._starts = starts
+        self._sizes = sizes
+        self._pairs = pairs
+        # Where each identity's cycle through its images begins.
+        self._phases = np.random.default_rng((seed, _PHASES, number)).integers(0, sizes)
+        self.pair_passes = ShuffledPasses(len(pairs.first), b, (seed, _PAIRS, number))
+        self.identity_passes = ShuffledPasses(len(sizes), b, (seed, _SINGLES, number))
+
+    def block(self, index: int) -> np.ndarray:
+        """Positions of block `index`: b first images, b second images, b singles, (3b,) int64."""
+        pairs, _ = self.pair_passes.take(index)
+        identities, passes = self.identity_passes.take(index)
+        image = (self._phases[identities] + passes) % self._sizes[identities]
+        singles = self._positions[self._starts[identities] + image]
+        return np.concatenate([self._pairs.first[pairs], self._pairs.second[pairs], singles], dtype=np.int64)
+
+
+class PairSampler:
+    """Batches of pairs and singles (section 3.1), in the layout given at the top of this module.
+
+    labels: (N,) int, identity of each position. pairs: one `Pairs` per distribution of `partition`.
+    Each distribution has its own streams: shuffled passes over its pairs, and over its identities, of which
+    every pass takes the next image. Within a block the b pairs are distinct and so are the b single
+    identities. An identity's pass-by-pass images cycle through all it has in the distribution.
+
+    `UserError` where a distribution has fewer than b pairs or fewer than b identities.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        partition: Partition,
+        pairs: Sequence[Pairs],
+        settings: DDLSettings,
+        *,
+        devices: int = 1,
+        seed: int = 0,
+    ):
+        distributions = partition.distributions
+        if not len(distributions) == len(pairs) == settings.num_hard + 1:
+            raise ValueError(
+                f"expected {settings.num_hard + 1} distributions and as many sets of pairs, "
+                f"got {len(distributions)} and {len(pairs)}"
+            )
+        b = settings.b
+        labels = np.asarray(labels)
+        for distribution, own in zip(distributions, pairs, strict=True):
+            _require_enough(distribution, len(own.first), "positive pairs", b)
+            identities = len(np.unique(labels[distribution.positions]))
+            _require_enough(distribution, identities, "identities", b)
+        self.devices = devices
+        self.rows = devices * settings.rows
+        self._block_distribution = np.repeat(np.arange(len(pairs), dtype=np.int16), 3 * b)
+        self._blocks = [
+            _Blocks(distribution.positions, labels, own, b, (seed, number))
+            for number, (distribution, own) in enumerate(zip(distributions, pairs, strict=True))
+        ]
+        longest = max(
+            passes.count for own in self._blocks for passes in (own.pair_passes, own.identity_passes)
+        )
+        self.steps_per_epoch = -(-longest // (b * devices))
+
+    def batch(self, step: int) -> SampledBatch:
+        """The batch of step `step` >= 0."""
+        blocks = range(step * self.devices, (step + 1) * self.devices)
+        positions = [own.block(block) for block in blocks for own in self._blocks]
+        return SampledBatch(np.concatenate(positions), np.tile(self._block_distribution, self.devices))
+
+
+def _require_enough(distribution: Distribution, count: int, what: str, b: int) -> None:
+    if count < b:
+        raise UserError(
+            f"ddl: {distribution.name} ({distribution.label}): expected at least b = {b} {what}, got {count}; "
+            f"lower ddl.b or widen the rule"
+        )
+
+
+class ImageSampler:
+    """Shuffled passes over all images, for ordinary training: the interface of `PairSampler`.
+
+    positions: (N,) int, the images to draw from. batch_size: rows of one device, whose images are distinct.
+    All rows are of distribution 0. `UserError` where there are fewer images than `batch_size`.
+    """
+
+    def __init__(self, positions: np.ndarray, batch_size: int, *, devices: int = 1, seed: int = 0):
+        positions = np.asarray(positions)
+        if len(positions) < batch_size:
+            raise UserError(
+                f"batch_size: expected at most {len(positions)}, the number of images, got {batch_size}; "
+                f"lower it or give more images"
+            )
+        self.devices = devices
+        self.rows = devices * batch_size
+        self.steps_per_epoch = -(-len(positions) // self.rows)
+        self._positions = positions
+        self._passes = ShuffledPasses(len(positions), batch_size, (seed, _IMAGES))
+
+    def batch(self, step: int) -> SampledBatch:
+        """The batch of step `step` >= 0."""
+        blocks = range(step * self.devices, (step + 1) * self.devices)
+        items = np.concatenate([self._passes.take(block)[0] for block in blocks])
+        return SampledBatch(self._positions[items].astype(np.int64), np.zeros(self.rows, np.int16))

@@ -1,0 +1,44 @@
+"""Everything that must hold before `import mxnet`; all other modules get MXNet from here.
+
+from ddl_plugin.mxnet_setup import mx
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from ddl_plugin.errors import UserError
+
+_PIP_LINE = "pip install 'mxnet==1.9.1' 'numpy>=1.23.5,<1.24'"
+
+#: Set only where the user has not set them.
+_ENVIRONMENT = {
+    # The default oneDNN subgraph backend crashes on the second forward of an inference bind of
+    # MobileFaceNet ("We can't generate TBlob for MKLDNN data").
+    "MXNET_SUBGRAPH_BACKEND": "NONE",
+    # One line per storage fallback of a sparse operator that nobody here uses.
+    "MXNET_STORAGE_FALLBACK_LOG_VERBOSE": "0",
+}
+
+#: Aliases that NumPy 1.24 removed and mxnet 1.9.1 uses at import.
+_NUMPY_ALIASES = {"bool": bool, "object": object, "int": int, "float": float}
+
+
+def _import_mxnet():
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name, value in _NUMPY_ALIASES.items():
+        if name not in np.__dict__:
+            setattr(np, name, value)
+    try:
+        import mxnet
+    except ImportError as error:
+        raise UserError(f"MXNet cannot be imported ({error}): {_PIP_LINE}") from error
+    if not mxnet.__version__.startswith("1.9."):
+        raise UserError(f"MXNet 1.9.1 is needed, got {mxnet.__version__}: {_PIP_LINE}")
+    return mxnet
+
+
+mx = _import_mxnet()

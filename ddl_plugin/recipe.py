@@ -1,0 +1,159 @@
+"""Recipe files: a Python file that defines `config` (an EasyDict), one file for one run.
+
+A recipe is executed as Python, as InsightFace's config.py is; everything it sets is checked by
+`settings.RunSettings`. `KEY=VALUE` on the command line overrides a key; dots nest.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import runpy
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddl_plugin.errors import UserError, did_you_mean
+from ddl_plugin.registry import LOSSES, SAMPLERS, get_loss, get_sampler
+from ddl_plugin.settings import (
+    DDLSettings,
+    IdentificationSettings,
+    RunSettings,
+    field_names,
+    require,
+    unknown_keys,
+)
+
+#: Fields of RunSettings that a recipe gives as a dict of their own, or under the loss's own name.
+_NESTED = {"ddl": DDLSettings, "identification": IdentificationSettings}
+_HIDDEN = ("loss_options", "sampler_options")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name without '.py'."""
+    folder = Path(__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe file `name`, or the shipped recipe of that name where there is no such file."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if path.stem in shipped and (path.parent == Path() or path.parent.name == "recipes"):
+        return shipped[path.stem]
+    raise UserError(
+        f"recipe: no file {name!r}, and no shipped recipe of that name{did_you_mean(path.stem, shipped)}"
+    )
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
+    """Execute the recipe, apply `KEY=VALUE` overrides, check everything.
+
+    Raises `UserError` naming the recipe, and the key or the line that is wrong.
+    """
+    path = find_recipe(name)
+    config = _execute(path)
+    for override in overrides:
+        _override(config, override)
+    try:
+        return resolve(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def resolve(config: dict[str, Any]) -> RunSettings:
+    """The settings that a recipe's dictionary means."""
+    config = dict(config)
+    known = [name for name in field_names(RunSettings) if name not in _HIDDEN]
+    own = [name for name in (*LOSSES, *SAMPLERS) if name not in known]
+    unknown_keys("config", config, (*known, *own))
+    loss = config.get("loss", RunSettings.loss)
+    sampler = config.get("sampler", RunSettings.sampler)
+    require(isinstance(loss, str), "loss", loss, "a name such as 'ddl' or 'arcface'")
+    get_loss(loss), get_sampler(sampler)
+    for name in own:
+        if name in config and name not in (loss, sampler):
+            raise UserError(f"config: options of {name!r}, but loss is {loss!r} and sampler {sampler!r}")
+    values: dict[str, Any] = {name: config[name] for name in known if name in config}
+    for name, cls in _NESTED.items():
+        if values.get(name) is not None:
+            values[name] = _nested(name, cls, values[name])
+    values["loss_options"] = get_loss(loss).resolve(_plain(config.get(loss, {})) if loss in own else {})
+    values["sampler_options"] = get_sampler(sampler).resolve(
+        _plain(config.get(sampler, {})) if sampler in own else {}
+    )
+    return RunSettings(**{name: _plain(value) for name, value in values.items()})
+
+
+def _nested(name: str, cls: type, value: Any) -> Any:
+    require(isinstance(value, dict), name, value, f"a dict of {', '.join(field_names(cls))}")
+    unknown_keys(f"config.{name}", value, field_names(cls))
+    return cls(**{key: _plain(item) for key, item in value.items()})
+
+
+def _plain(value: Any) -> Any:
+    """EasyDict and its lists as plain dicts, lists and tuples; EasyDict turns lists of dicts into its own."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _execute(path: Path) -> dict[str, Any]:
+    try:
+        names = runpy.run_path(str(path), run_name="recipe")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+    config = names.get("config")
+    require(
+        isinstance(config, dict),
+        f"{path}: config",
+        type(config).__name__,
+        "an EasyDict named `config` in the recipe",
+    )
+    return dict(config)
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _override(config: dict[str, Any], text: str) -> None:
+    """Set the key of 'a.b=value'; the value is a Python literal, or else the text itself."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override: expected KEY=VALUE such as ddl.lambda_order=0.4, got {text!r}")
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = value
+    target = config
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = target.get(parent)
+        inner = {} if inner is None else inner
+        require(isinstance(inner, dict), f"override {key}", inner, f"{parent} to be a dict")
+        target[parent] = target = dict(inner)
+    target[last] = parsed
+
+
+def describe(settings: RunSettings) -> dict[str, Any]:
+    """The resolved settings as plain values that JSON can hold, for recipe.json."""
+    return _jsonable(dataclasses.asdict(settings))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value

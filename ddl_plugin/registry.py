@@ -1,0 +1,178 @@
+"""Losses and samplers by name: the built-in ones and those that a user's recipe adds.
+
+A registry is a dict of frozen descriptors. Nothing heavy is imported before an entry is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from ddl_plugin.errors import UserError, did_you_mean
+from ddl_plugin.settings import IDENTITY_LOSSES, require, unknown_keys
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a registry holds of one loss or sampler.
+
+    `defaults` are its options: a recipe may set these and no others.
+    """
+
+    name: str
+    build: Callable[..., Any] | None
+    description: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    kind = "entry"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "defaults", MappingProxyType(dict(self.defaults)))
+
+    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults with `options` over them; raises `UserError` for an option it does not have."""
+        unknown_keys(f"{self.kind} {self.name!r}: options", dict(options), tuple(self.defaults))
+        return {**self.defaults, **options}
+
+
+@dataclass(frozen=True)
+class LossEntry(Entry):
+    """A loss beside the identity loss; `build` None: the identity loss of this name, and nothing else.
+
+    build(F, embedding, settings: DDLSettings, options: dict) -> (loss, terms, names): `F` is `mx.sym`
+    (or `mx.nd` in a test), `embedding` (3b(K+1), D) of one device in the layout of docs/LOSS.md; `loss`
+    has shape (1,), `terms` (1, T), and `names` is a tuple of T distinct strings. The loss is a mean over
+    the device's rows, so that the number of devices does not change the gradient.
+    """
+
+    kind = "loss"
+
+
+@dataclass(frozen=True)
+class SamplerEntry(Entry):
+    """A source of batches.
+
+    build(labels, partition, pairs, settings, *, devices, seed, options) -> an object with `rows` (of a
+    whole batch, all devices), `steps_per_epoch`, and `batch(step)`, a pure function of seed and step
+    that returns a `ddl_plugin.data.sampler.SampledBatch`.
+    """
+
+    kind = "sampler"
+
+
+def _ddl(F: Any, embedding: Any, settings: Any, options: dict[str, Any]) -> Any:
+    from ddl_plugin.loss.terms import build
+
+    return build(F, embedding, settings, options)
+
+
+def _pairs(labels, partition, pairs, settings, *, devices: int, seed: int, options: dict[str, Any]) -> Any:
+    from ddl_plugin.data.sampler import PairSampler
+
+    return PairSampler(labels, partition, pairs, settings, devices=devices, seed=seed)
+
+
+def _images(labels, partition, pairs, settings, *, devices: int, seed: int, options: dict[str, Any]) -> Any:
+    import numpy as np
+
+    from ddl_plugin.data.sampler import ImageSampler
+
+    rows = options["batch_size"]
+    if rows is None and settings is not None:
+        rows = settings.rows
+    require(
+        isinstance(rows, int) and rows >= 1,
+        "images: batch_size",
+        rows,
+        "a whole number >= 1, images per device",
+    )
+    return ImageSampler(np.arange(len(labels)), rows, devices=devices, seed=seed)
+
+
+LOSSES: dict[str, LossEntry] = {
+    "ddl": LossEntry("ddl", _ddl, "Distribution Distillation Loss beside the identity loss `ddl.identity`"),
+    **{name: LossEntry(name, None, f"the host's identity loss {name!r} alone") for name in IDENTITY_LOSSES},
+}
+
+SAMPLERS: dict[str, SamplerEntry] = {
+    "pairs": SamplerEntry("pairs", _pairs, "positive pairs and singles of each distribution, for DDL"),
+    "images": SamplerEntry(
+        "images",
+        _images,
+        "shuffled passes over all images; batch_size per device, None: as many as a DDL batch has",
+        {"batch_size": None},
+    ),
+}
+
+
+def _same_source(old: Callable[..., Any] | None, new: Callable[..., Any]) -> bool:
+    """Whether both are one object, or one function of one file that was executed twice."""
+    if old is new:
+        return True
+    codes = getattr(old, "__code__", None), getattr(new, "__code__", None)
+    return None not in codes and _place(codes[0]) == _place(codes[1])
+
+
+def _place(code: Any) -> tuple[str, int, str]:
+    return code.co_filename, code.co_firstlineno, code.co_name
+
+
+def _register(registry: dict[str, Any], entry: Entry) -> None:
+    if not isinstance(entry.name, str) or not entry.name.isidentifier():
+        raise UserError(f"{entry.kind} name: expected letters, digits and '_', got {entry.name!r}")
+    if not callable(entry.build):
+        raise UserError(f"{entry.kind} {entry.name!r}: expected build to be a function, got {entry.build!r}")
+    old = registry.get(entry.name)
+    if old is not None and not _same_source(old.build, entry.build):
+        raise UserError(
+            f"{entry.kind} {entry.name!r}: expected a new name, got one that is registered already "
+            f"({old.description}); choose another"
+        )
+    registry[entry.name] = entry
+
+
+def register_loss(
+    name: str,
+    build: Callable[..., Any],
+    *,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Make `config.loss = name` train with `build` (see `LossEntry`) beside the identity loss.
+
+    `defaults` are its options; a recipe sets them in the dict `config.<name>`.
+    Called at the top of a recipe. Executing the same recipe again replaces its own entry; any other
+    reuse of a name raises `UserError`.
+    """
+    _register(LOSSES, LossEntry(name, build, description, defaults or {}))
+
+
+def register_sampler(
+    name: str,
+    build: Callable[..., Any],
+    *,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Make `config.sampler = name` draw batches with `build` (see `SamplerEntry`); see `register_loss`."""
+    _register(SAMPLERS, SamplerEntry(name, build, description, defaults or {}))
+
+
+def _get(registry: dict[str, Any], kind: str, name: str) -> Any:
+    if name not in registry:
+        raise UserError(
+            f"{kind}: expected one of {', '.join(registry)}, got {name!r}{did_you_mean(name, registry)}"
+        )
+    return registry[name]
+
+
+def get_loss(name: str) -> LossEntry:
+    """The loss of this name; raises `UserError` with the known names and the nearest one."""
+    return _get(LOSSES, "loss", name)
+
+
+def get_sampler(name: str) -> SamplerEntry:
+    """The sampler of this name; raises `UserError` with the known names and the nearest one."""
+    return _get(SAMPLERS, "sampler", name)

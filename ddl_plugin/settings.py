@@ -1,0 +1,359 @@
+"""What a run is: validated, frozen settings. No I/O here; `recipe.py` reads them from a recipe file.
+
+Field names are InsightFace's where it has one (`lr`, `wd`, `mom`, `loss_m2`, `dataset_path`, `verbose`).
+Every mistake raises `UserError` with the key, the value got and what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ddl_plugin.errors import UserError, did_you_mean
+
+DISTANCES = ("kl", "js", "emd")
+NEG_MINING = ("hardest", "top", "random")
+IDENTITY_ROWS = ("all", "singles")
+FC7_INITS = ("mean", "checkpoint", "random")
+
+#: The host's identity losses: name -> (loss_m1, loss_m2, loss_m3, loss_s); softmax has no scale.
+IDENTITY_LOSSES: dict[str, tuple[float, float, float, float] | None] = {
+    "softmax": None,
+    "nsoftmax": (1.0, 0.0, 0.0, 64.0),
+    "arcface": (1.0, 0.5, 0.0, 64.0),
+    "cosface": (1.0, 0.0, 0.35, 64.0),
+    "combined": (1.0, 0.3, 0.2, 64.0),
+}
+
+
+def require(holds: bool, key: str, value: object, expected: str) -> None:
+    """Raise `UserError` naming the key, the value got and what was expected, unless `holds`."""
+    if not holds:
+        raise UserError(f"{key}: expected {expected}, got {value!r}")
+
+
+def _number(key: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = good and (value > low if above else value >= low) and value <= high
+    bounds = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+    require(good, key, value, f"a number {bounds}")
+
+
+def _whole(key: str, value: Any, low: int) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    require(good, key, value, f"a whole number >= {low}")
+
+
+def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = did_you_mean(value, choices)
+        raise UserError(f"{key}: expected one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def _flag(key: str, value: Any) -> None:
+    require(isinstance(value, bool), key, value, "True or False")
+
+
+def unknown_keys(where: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raise `UserError` for the first key of `given` that is not known, with a suggestion."""
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}")
+
+
+def field_names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Random degradations of a 112x112 image, each drawn uniformly from (low, high); None: not applied.
+
+    Applied in the order of a camera: darken, blur, size, occlude, jpeg.
+    """
+
+    darken: tuple[float, float] | None = None  # factor on the pixel values, 0..1
+    blur: tuple[float, float] | None = None  # Gaussian sigma, pixels of the full-size image
+    size: tuple[int, int] | None = None  # side in pixels: shrunk to it and enlarged again
+    occlude: tuple[float, float] | None = None  # side of a grey square, fraction of the image's
+    jpeg: tuple[int, int] | None = None  # JPEG quality, 1..100
+
+    _BOUNDS: ClassVar[dict[str, tuple[float, float]]] = {
+        "darken": (0.0, 1.0),
+        "blur": (0.1, 20.0),
+        "size": (4, 112),
+        "occlude": (0.01, 1.0),
+        "jpeg": (1, 100),
+    }
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in self._BOUNDS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            pair = (value, value) if isinstance(value, (int, float)) else value
+            good = isinstance(pair, (tuple, list)) and len(pair) == 2
+            good = good and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair)
+            good = good and low <= pair[0] <= pair[1] <= high
+            expected = f"a number or a pair (low, high) within {low:g}..{high:g}"
+            require(good, f"hard: {name}", value, expected)
+            object.__setattr__(self, name, tuple(pair))
+
+    @property
+    def active(self) -> bool:
+        return any(getattr(self, name) is not None for name in self._BOUNDS)
+
+
+@dataclass(frozen=True)
+class HardSettings:
+    """One student distribution: which records it draws from and how they are degraded.
+
+    `rule` None with a degradation: the records of the easy set, made hard by degrading them.
+    """
+
+    rule: str | None = None
+    degradation: Degradation = field(default_factory=Degradation)
+
+    @classmethod
+    def parse(cls, value: Any) -> HardSettings:
+        """From a rule ('abs(yaw) > 45') or a dict of degradations, optionally with 'rule'."""
+        if isinstance(value, HardSettings):
+            return value
+        if isinstance(value, str):
+            return cls(rule=value)
+        require(
+            isinstance(value, dict) and bool(value),
+            "ddl.hard",
+            value,
+            "a rule or a dict like {'size': (12, 16)}",
+        )
+        names = tuple(Degradation._BOUNDS)
+        unknown_keys("ddl.hard", value, ("rule", *names))
+        rule = value.get("rule")
+        require(
+            rule is None or isinstance(rule, str), "ddl.hard: rule", rule, "a rule such as 'abs(yaw) > 45'"
+        )
+        return cls(rule, Degradation(**{name: value[name] for name in names if name in value}))
+
+    @property
+    def label(self) -> str:
+        """How tables and figures call this distribution, e.g. 'size 12-16' or 'abs(yaw) > 45'."""
+        parts = [self.rule] if self.rule else []
+        for name in Degradation._BOUNDS:
+            bounds = getattr(self.degradation, name)
+            if bounds is not None:
+                low, high = bounds
+                parts.append(f"{name} {low:g}" + ("" if low == high else f"-{high:g}"))
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class DDLSettings:
+    """The Distribution Distillation Loss, with the paper's symbols and values (sections 3.1-3.3, 4.1)."""
+
+    b: int = 32  # b: positive pairs, and singles, of one distribution on one device; 16 on SCface
+    easy: str | None = None  # rule of the teacher's records; None: every record
+    hard: tuple[HardSettings, ...] = ()  # the K student distributions
+    lambda_pos: float = 0.1  # lambda_1, weight of the distance between positive distributions
+    lambda_neg: float = 0.02  # lambda_2, weight of the distance between negative distributions
+    lambda_order: float = 0.5  # lambda_3, weight of the order loss
+    bins: int = 100  # R, nodes of the histograms on [-1, 1]
+    gamma: float = 50.0  # gamma of Eq. 4, per squared cosine; the authors' code: sigma 0.1 = 50
+    distance: str = "kl"  # kl | js | emd (Table 2)
+    neg_mining: str = "hardest"  # hardest (Eq. 2) | top (the b largest of all pairs) | random
+    detach_teacher: bool = False  # True: no gradient through the teacher's histograms
+    identity: str = "arcface"  # the identity loss beside it (Eq. 8)
+    identity_rows: str = "all"  # all | singles (as the authors released it)
+
+    def __post_init__(self) -> None:
+        _whole("ddl.b", self.b, 2)
+        hard = self.hard
+        if isinstance(hard, (str, dict, HardSettings)):
+            hard = (hard,)
+        require(isinstance(hard, (tuple, list)), "ddl.hard", hard, "a list of rules or degradations")
+        require(
+            len(hard) >= 1, "ddl.hard", list(hard),
+            "K >= 1 hard distributions, e.g. ['abs(yaw) > 45'] or [{'size': (12, 16)}]",
+        )  # fmt: skip
+        object.__setattr__(self, "hard", tuple(HardSettings.parse(h) for h in hard))
+        for h in self.hard:
+            require(h.rule is not None or h.degradation.active, "ddl.hard", h, "a rule or a degradation")
+        require(self.easy is None or isinstance(self.easy, str), "ddl.easy", self.easy, "a rule or None")
+        for name in ("lambda_pos", "lambda_neg", "lambda_order"):
+            _number(f"ddl.{name}", getattr(self, name), 0.0)
+        _whole("ddl.bins", self.bins, 2)
+        _number("ddl.gamma", self.gamma, 0.0, 1e5, above=True)
+        _choice("ddl.distance", self.distance, DISTANCES)
+        _choice("ddl.neg_mining", self.neg_mining, NEG_MINING)
+        require(
+            self.neg_mining != "top" or self.b >= 3, "ddl.b", self.b,
+            "b >= 3 with neg_mining 'top', which needs b of the b(b-1)/2 pairs",
+        )  # fmt: skip
+        _flag("ddl.detach_teacher", self.detach_teacher)
+        _choice("ddl.identity", self.identity, tuple(IDENTITY_LOSSES))
+        _choice("ddl.identity_rows", self.identity_rows, IDENTITY_ROWS)
+
+    @property
+    def num_hard(self) -> int:
+        """K, the number of student distributions."""
+        return len(self.hard)
+
+    @property
+    def rows(self) -> int:
+        """3b(K+1), the images of one device's batch."""
+        return 3 * self.b * (self.num_hard + 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """'easy', then 'hard' or 'hard1'..'hardK': how terms, logs and tables call the distributions."""
+        if self.num_hard == 1:
+            return ("easy", "hard")
+        return ("easy", *(f"hard{k}" for k in range(1, self.num_hard + 1)))
+
+
+@dataclass(frozen=True)
+class IdentificationSettings:
+    """Rank-1 and TAR@FAR on gallery and probe images of a .rec, at full size and degraded."""
+
+    rec: str = "val.rec"  # path, or a name in `dataset_path`
+    protocol: str | None = None  # CSV of record, role[, condition]; None: first against second image
+    sizes: tuple[str | int, ...] = ("full",)  # side of the probe in pixels, or 'full'
+
+    def __post_init__(self) -> None:
+        sizes = (self.sizes,) if isinstance(self.sizes, (str, int)) else tuple(self.sizes)
+        for size in sizes:
+            good = size == "full" or (isinstance(size, int) and 4 <= size <= 112)
+            require(good, "identification.sizes", size, "'full' or pixels within 4..112")
+        object.__setattr__(self, "sizes", sizes)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run, resolved. Defaults are the paper's (section 4.1) where it names a value."""
+
+    # data
+    dataset_path: str = ""  # folder of train.rec, train.idx and the .bin sets; 'synthetic': drawn
+    attributes: str | None = None  # table joined by record number (.npz, .csv); name in dataset_path or path
+    data_rand_mirror: bool = True
+    max_pairs_per_identity: int = 100  # positive pairs kept of one identity and distribution
+    num_threads: int = 2  # decoding threads
+    # loss
+    loss: str = "ddl"  # a name in registry.LOSSES
+    ddl: DDLSettings | None = None  # None only for a loss without distributions
+    loss_options: dict[str, Any] = field(default_factory=dict)  # of a registered loss
+    loss_m1: float | None = None  # margins and scale of the identity loss; None: its preset
+    loss_m2: float | None = None
+    loss_m3: float | None = None
+    loss_s: float | None = None
+    sampler: str = "pairs"  # a name in registry.SAMPLERS
+    sampler_options: dict[str, Any] = field(default_factory=dict)
+    # model
+    pretrained: str = (
+        ""  # 'PREFIX,EPOCH', a folder of ours, or a recipe (.py) that trains it; '': from scratch
+    )
+    network: str | None = None  # graph built anew; None: the pretrained checkpoint's own graph
+    emb_size: int | None = None  # of a graph built anew
+    rename: dict[str, str] = field(default_factory=dict)  # name in the checkpoint -> name in the graph
+    fc7_init: str = "mean"  # classifier rows: mean | checkpoint | random
+    fc7_lr_mult: float = 1.0
+    bn_frozen: bool = False  # BatchNorm uses and keeps the pretrained statistics
+    # optimisation
+    max_steps: int = 1000
+    lr: float = 1e-3
+    lr_steps: tuple[int, ...] | None = None  # steps at which lr is divided by 10; None: half of max_steps
+    mom: float = 0.9
+    wd: float = 5e-4
+    per_batch_size: int | None = None  # images per device; of 'pairs' it is 3b(K+1)
+    seed: int = 0
+    # looking
+    verbose: int = 0  # validate every this many steps; 0: only at the end
+    val_targets: tuple[str, ...] = ()  # .bin sets in dataset_path
+    identification: IdentificationSettings | None = None
+    baseline: bool = False  # also fine-tune with the identity loss alone on the same batches
+
+    def __post_init__(self) -> None:
+        require(bool(self.dataset_path), "dataset_path", self.dataset_path, "the folder of train.rec")
+        for name in ("data_rand_mirror", "bn_frozen", "baseline"):
+            _flag(name, getattr(self, name))
+        for name, low in (
+            ("max_pairs_per_identity", 1),
+            ("num_threads", 1),
+            ("max_steps", 1),
+            ("seed", 0),
+            ("verbose", 0),
+        ):
+            _whole(name, getattr(self, name), low)
+        for name in ("emb_size", "per_batch_size"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
+        for name in ("lr", "wd", "mom", "fc7_lr_mult"):
+            _number(name, getattr(self, name), 0.0)
+        require(self.mom < 1, "mom", self.mom, "a number below 1")
+        for name in ("loss_m1", "loss_m2", "loss_m3", "loss_s"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), 0.0)
+        _choice("fc7_init", self.fc7_init, FC7_INITS)
+        require(
+            isinstance(self.rename, dict), "rename", self.rename, "a dict {name in checkpoint: name in graph}"
+        )
+        targets = (self.val_targets,) if isinstance(self.val_targets, str) else tuple(self.val_targets)
+        object.__setattr__(self, "val_targets", targets)
+        object.__setattr__(self, "lr_steps", self._resolved_lr_steps())
+        require(
+            bool(self.pretrained) or self.network is not None,
+            "pretrained",
+            self.pretrained,
+            "a checkpoint 'PREFIX,EPOCH', or else `network`, the name of a graph to train from scratch",
+        )
+        require(
+            bool(self.pretrained) or self.fc7_init == "random",
+            "fc7_init",
+            self.fc7_init,
+            "'random' when there is no `pretrained` model to start the classifier from",
+        )
+        self._check_batch()
+
+    def _resolved_lr_steps(self) -> tuple[int, ...]:
+        steps = self.lr_steps
+        if steps is None:
+            return (self.max_steps // 2,) if self.max_steps > 1 else ()
+        if isinstance(steps, str):  # InsightFace writes '100000,160000'
+            steps = [int(part) if part.strip().isdigit() else part for part in steps.split(",") if part]
+        steps = (steps,) if isinstance(steps, int) else tuple(steps)
+        good = all(isinstance(s, int) and s > 0 for s in steps) and list(steps) == sorted(set(steps))
+        require(good, "lr_steps", self.lr_steps, "increasing steps, e.g. [500, 800]")
+        return steps
+
+    def _check_batch(self) -> None:
+        if self.sampler != "pairs":
+            require(
+                self.per_batch_size is not None, "per_batch_size", None, "images per device for this sampler"
+            )
+            return
+        if self.ddl is None:
+            raise UserError("ddl: expected a dict with b and hard, e.g. {'b': 16, 'hard': ['abs(yaw) > 45']}")
+        rows, group = self.ddl.rows, 3 * (self.ddl.num_hard + 1)
+        if self.per_batch_size not in (None, rows):
+            near = max(2, round(self.per_batch_size / group))
+            raise UserError(
+                f"per_batch_size: expected 3b(K+1) = {rows} for b = {self.ddl.b}, K = {self.ddl.num_hard}, "
+                f"got {self.per_batch_size}; leave it out, or set ddl.b={near} for {near * group} images"
+            )
+
+    @property
+    def batch_rows(self) -> int:
+        """Images of one device's batch."""
+        return self.ddl.rows if self.sampler == "pairs" else self.per_batch_size
+
+    @property
+    def identity(self) -> str:
+        """Name of the identity loss: the loss itself, or the one beside a registered loss."""
+        if self.loss in IDENTITY_LOSSES:
+            return self.loss
+        return self.ddl.identity if self.ddl else "arcface"
+
+    def without_distributions_loss(self) -> RunSettings:
+        """The baseline run: the same batches and steps with the identity loss alone."""
+        return dataclasses.replace(self, loss=self.identity, loss_options={})

@@ -1,0 +1,66 @@
+"""`python -m ddl_plugin.train RECIPE.py`: fine-tune as the recipe says, export, check, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddl_plugin.cli import Parser, run
+from ddl_plugin.errors import UserError
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m ddl_plugin.train",
+        description="Fine-tune a face recognition model as a recipe says, export it to ONNX and report.",
+    )
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one such as 'demo'")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change a key of the recipe; dots nest: ddl.lambda_order=0.4",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/<name of the recipe>")
+    parser.add_argument("--devices", default="cpu", help="cpu, cpu:0,1, gpu or gpu:0,1 (default: cpu)")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="the same as max_steps=N")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe, data, batch, memory and one step's terms; train nothing",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def _train(arguments: Sequence[str] | None) -> None:
+    options = _parser().parse_intermixed_args(arguments)
+    from ddl_plugin.recipe import find_recipe, load_recipe
+
+    overrides = list(options.overrides)
+    if options.max_steps is not None:
+        overrides.append(f"max_steps={options.max_steps}")
+    settings = load_recipe(options.recipe, overrides)
+    recipe = find_recipe(options.recipe)
+    output = options.output or Path("runs") / recipe.stem
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output: expected a folder, got the file {output}")
+
+    from ddl_plugin.training.devices import parse_devices
+    from ddl_plugin.training.job import Job, carry_out, dry_run
+
+    job = Job(settings, recipe, output, parse_devices(options.devices), progress=not options.quiet)
+    if options.dry_run:
+        dry_run(job)
+    else:
+        carry_out(job, resume=options.resume)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(lambda: _train(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""`--devices cpu | cpu:0,1 | gpu | gpu:0,1` as MXNet contexts."""
+
+from __future__ import annotations
+
+import re
+
+from ddl_plugin.errors import UserError
+from ddl_plugin.mxnet_setup import mx
+
+
+def parse_devices(text: str) -> list[mx.Context]:
+    """Contexts in the order given. 'cpu:0,1' is two contexts on the CPU, sliced exactly as two GPUs are."""
+    match = re.fullmatch(r"(cpu|gpu)(?::(\d+(?:,\d+)*))?", text)
+    if not match:
+        raise UserError(f"--devices: expected cpu, cpu:0,1, gpu or gpu:0,1, got {text!r}")
+    kind, numbers = match[1], [int(n) for n in (match[2] or "0").split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"--devices: expected distinct numbers, got {text!r}")
+    if kind == "gpu":
+        _require_gpus(max(numbers) + 1, text)
+    return [mx.Context(kind, number) for number in numbers]
+
+
+def _require_gpus(needed: int, text: str) -> None:
+    there = mx.context.num_gpus() if mx.runtime.Features().is_enabled("CUDA") else 0
+    if there < needed:
+        remedy = (
+            "use fewer, or --devices cpu" if there else "use --devices cpu, or pip install 'ddl_plugin[gpu]'"
+        )
+        raise UserError(f"--devices: {text!r} needs {needed} GPU(s), MXNet sees {there}; {remedy}")

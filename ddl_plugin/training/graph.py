@@ -1,0 +1,45 @@
+"""The graph that trains: the backbone as it runs best here, with the losses on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ddl_plugin.backbone.checkpoint import Backbone
+from ddl_plugin.backbone.graph_rewrite import with_fast_prelu, with_frozen_batchnorm
+from ddl_plugin.loss.identity import IdentitySettings
+from ddl_plugin.loss.symbol import TrainingSymbol, training_symbol
+from ddl_plugin.mxnet_setup import mx
+from ddl_plugin.settings import RunSettings
+
+
+def identity_settings(settings: RunSettings) -> IdentitySettings:
+    """The identity loss of a run: the preset of its name, with what the recipe changes."""
+    changes = {
+        name: getattr(settings, f"loss_{name}")
+        for name in ("m1", "m2", "m3", "s")
+        if getattr(settings, f"loss_{name}") is not None
+    }
+    rows = settings.ddl.identity_rows if settings.ddl is not None else "all"
+    return IdentitySettings.preset(
+        settings.identity, rows=rows, fc7_lr_mult=float(settings.fc7_lr_mult), **changes
+    )
+
+
+def training_graph(
+    settings: RunSettings, backbone: Backbone, num_classes: int, contexts: Sequence[mx.Context]
+) -> TrainingSymbol:
+    """On the CPU with MXNet's slow PReLU replaced; with frozen BatchNorm where the recipe says so."""
+    symbol = backbone.symbol
+    if settings.bn_frozen:
+        symbol = with_frozen_batchnorm(symbol)
+    if all(context.device_type == "cpu" for context in contexts):
+        symbol = with_fast_prelu(symbol, backbone.shapes)
+    return training_symbol(
+        symbol,
+        num_classes=num_classes,
+        emb_size=backbone.emb_size,
+        identity=identity_settings(settings),
+        loss=settings.loss,
+        settings=settings.ddl,
+        options=settings.loss_options,
+    )

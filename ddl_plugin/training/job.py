@@ -1,0 +1,313 @@
+"""The main job: base model, data, fine-tuning, export, report. Each part can be looked at on its own in
+the output folder, and an interrupted job goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ddl_plugin.backbone.checkpoint import Backbone, load_backbone, new_backbone, save_backbone
+from ddl_plugin.cli import write_json
+from ddl_plugin.errors import UserError
+from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
+from ddl_plugin.export.check import check_same_graph, compare_runtimes
+from ddl_plugin.export.convert import convert, read_model
+from ddl_plugin.export.files import sha256
+from ddl_plugin.mxnet_setup import mx
+from ddl_plugin.recipe import describe, find_recipe, load_recipe
+from ddl_plugin.settings import RunSettings
+from ddl_plugin.training import report
+from ddl_plugin.training.classifier import initial_fc7
+from ddl_plugin.training.dataset import Dataset, dataset_folder, open_dataset, summary_rows
+from ddl_plugin.training.trainer import STATE_FILE, Trainer, Validate
+
+_DONE = "done.json"  # in a run's folder: the settings it was trained with
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A recipe being carried out in a folder."""
+
+    settings: RunSettings
+    recipe: Path  # where the recipe lies; a base recipe is looked for beside it
+    output: Path
+    contexts: Sequence[mx.Context]
+    progress: bool = True
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What all runs of a job start from."""
+
+    backbone: Backbone
+    base_onnx: Path | None  # None when training from scratch
+    dataset: Dataset
+    fc7: np.ndarray
+
+
+def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
+    """Train, export, check, report; returns what result.json holds.
+
+    Raises `UserError` where the folder holds other or unfinished work that would be lost.
+    """
+    _protect(job, resume)
+    write_json(job.output / "recipe.json", describe(job.settings))
+    prepared = prepare(job)
+    models = {"base": prepared.base_onnx} if prepared.base_onnx else {}
+    speeds = {}
+    for settings in _runs(job.settings):
+        folder = job.output / settings.loss
+        speeds[settings.loss] = _train(job, settings, prepared, folder, resume)
+        models[settings.loss] = _export(job, folder, prepared.base_onnx)
+    return _report(job, prepared, models, speeds)
+
+
+def prepare(job: Job) -> Prepared:
+    """Base model, its ONNX file, records, partition, pairs, and the classifier's first rows."""
+    settings = job.settings
+    folder = dataset_folder(settings)
+    report.open_bins(settings, folder)  # a mistyped val_targets is said now, not after the training
+    backbone = _backbone(job)
+    base_onnx, embed, base_hash = None, None, ""
+    if settings.pretrained:
+        # Saved as it trains, with `rename` applied, so that everything later reads one kind of file.
+        save_backbone(job.output / "base" / "model", 0, backbone.symbol, backbone.arg, backbone.aux)
+        base_onnx = convert(f"{job.output / 'base' / 'model'},0", job.output / "base.onnx")
+        embed = OnnxEmbedder(base_onnx)
+        base_hash = sha256(job.output / "base" / "model-0000.params")
+    dataset = open_dataset(settings, embed, base_hash, job.output / "pairs.npz", job.say, job.progress)
+    _require_labels(dataset)
+    rows = summary_rows(dataset)
+    if rows:
+        job.say(tabulate(rows, headers="keys", tablefmt="simple") + "\n")
+    fc7 = initial_fc7(settings, backbone, dataset.records, embed, job.progress)
+    return Prepared(backbone, base_onnx, dataset, fc7)
+
+
+def dry_run(job: Job) -> None:
+    """Print the resolved recipe, the distributions, the batch layout, memory, and one step's terms."""
+    job.say(json.dumps(describe(job.settings), indent=2))
+    prepared = prepare(job)
+    trainer = _trainer(job, job.settings, prepared, job.output / job.settings.loss, None)
+    job.say(_batch_layout(job) + "\n")
+    terms = trainer.first_terms()
+    job.say(tabulate(terms.items(), headers=["term", "step 0"], floatfmt=".4f") + "\n")
+    planned = trainer.planned_megabytes()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    job.say(
+        f"memory: {planned:.0f} MB planned by MXNet for the graph of all devices; "
+        f"this process has reached {peak:.0f} MB with one forward and backward pass"
+    )
+
+
+def _batch_layout(job: Job) -> str:
+    settings = job.settings
+    devices = len(job.contexts)
+    total = f"{settings.batch_rows} images a device, {settings.batch_rows * devices} a step on {devices} device(s)"
+    if settings.sampler != "pairs":
+        return f"batch: {total}"
+    b = settings.ddl.b
+    rows = [
+        (name, label, f"{3 * b * k}-{3 * b * k + b - 1}", f"{3 * b * k + b}-{3 * b * k + 2 * b - 1}",
+         f"{3 * b * k + 2 * b}-{3 * b * (k + 1) - 1}")
+        for k, (name, label) in enumerate(
+            zip(settings.ddl.names, (settings.ddl.easy or "all", *(h.label for h in settings.ddl.hard)), strict=True)
+        )
+    ]  # fmt: skip
+    headers = ["distribution", "drawn from", "first images", "second images", "singles"]
+    return f"batch: {total}\n" + tabulate(rows, headers=headers, tablefmt="simple")
+
+
+def _runs(settings: RunSettings) -> list[RunSettings]:
+    """The baseline first, so that the table reads from base to the recipe's loss."""
+    if settings.baseline and settings.loss != settings.identity:
+        return [settings.without_distributions_loss(), settings]
+    return [settings]
+
+
+# -- the base model ----------------------------------------------------------------------------------
+
+
+def _backbone(job: Job) -> Backbone:
+    settings = job.settings
+    if not settings.pretrained:
+        return new_backbone(settings.network, settings.emb_size, settings.seed)
+    checkpoint = settings.pretrained
+    if checkpoint.endswith(".py"):
+        checkpoint = str(_base_by_recipe(job, checkpoint))
+    return load_backbone(
+        checkpoint, network=settings.network, emb_size=settings.emb_size, rename=settings.rename
+    )
+
+
+def _base_by_recipe(job: Job, name: str) -> Path:
+    """The folder of the model that the recipe `name` trains; trained now unless it is there already."""
+    beside = job.recipe.parent / name
+    settings = load_recipe(str(beside if beside.is_file() else name))
+    settings = dataclasses.replace(settings, seed=job.settings.seed)
+    base = dataclasses.replace(
+        job, settings=settings, recipe=find_recipe(name) if not beside.is_file() else beside,
+        output=job.output / "pretraining",
+    )  # fmt: skip
+    folder = base.output / settings.loss
+    if not _is_done(folder, settings):
+        job.say(f"base model: training it by {name}")
+        prepared = prepare(base)
+        _train(base, settings, prepared, folder, resume=True)
+    return folder
+
+
+# -- one run -----------------------------------------------------------------------------------------
+
+
+def _train(
+    job: Job, settings: RunSettings, prepared: Prepared, folder: Path, resume: bool
+) -> dict[str, float]:
+    """Train into `folder`, or do nothing where that is done; returns time and speed."""
+    if resume and _is_done(folder, settings):
+        job.say(f"{settings.loss}: already trained in {folder}")
+        return json.loads((folder / _DONE).read_text(encoding="utf-8"))["speed"]
+    began = time.perf_counter()
+    trainer = _trainer(job, settings, prepared, folder, _validation(settings, prepared))
+    trainer.run(resume=resume and (folder / STATE_FILE).is_file())
+    seconds = time.perf_counter() - began
+    speed = {"seconds": round(seconds, 1), "images_per_second": round(trainer.median_rate(), 1)}
+    write_json(folder / _DONE, {"settings": describe(settings), "speed": speed})
+    return speed
+
+
+def _trainer(
+    job: Job, settings: RunSettings, prepared: Prepared, folder: Path, validate: Validate | None
+) -> Trainer:
+    return Trainer(
+        settings, prepared.backbone, prepared.fc7, prepared.dataset, job.contexts, folder, validate, job.progress
+    )  # fmt: skip
+
+
+def _validation(settings: RunSettings, prepared: Prepared) -> Validate | None:
+    """Mean 10-fold accuracy over val_targets, by the network as it is at that step."""
+    if not settings.verbose or not settings.val_targets:
+        return None
+    from ddl_plugin.backbone.embedder import MXNetEmbedder
+    from ddl_plugin.evaluation.verification import verify
+
+    bins = report.open_bins(settings, prepared.dataset.folder)
+    embedder: list[MXNetEmbedder] = []  # bound at the first validation
+
+    def validate(backbone: Backbone) -> tuple[float, dict[str, float]]:
+        if not embedder:
+            embedder.append(MXNetEmbedder(backbone))
+        embedder[0].set_parameters(backbone.arg, backbone.aux)
+        accuracy = {bin_set.name: verify(embedder[0], bin_set)["accuracy"] for bin_set in bins}
+        values = {f"accuracy_{name}": value for name, value in accuracy.items()}
+        return float(np.mean(list(accuracy.values()))), values
+
+    return validate
+
+
+def _export(job: Job, folder: Path, base_onnx: Path | None) -> Path:
+    """The run's ONNX file beside its folder, compared with MXNet and with the base model's graph."""
+    import onnx
+
+    path = convert(str(folder), job.output / f"{folder.name}.onnx")
+    parity = compare_runtimes(str(folder), path)
+    text = f"{path}: MXNet and ONNX Runtime agree to {parity['max_difference']:.1e} on unit embeddings"
+    if base_onnx is not None:
+        check_same_graph(read_model(str(folder)), onnx.load(str(base_onnx)), str(base_onnx))
+        text += ", graph identical to the base model's"
+    job.say(text)
+    return path
+
+
+# -- the end -----------------------------------------------------------------------------------------
+
+
+def _report(job: Job, prepared: Prepared, models: dict[str, Path], speeds: dict[str, Any]) -> dict[str, Any]:
+    settings = job.settings
+    results, similarities = report.measure(settings, prepared.dataset.folder, models, job.progress)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    notes = [
+        f"{settings.max_steps} steps of {settings.batch_rows * len(job.contexts)} images on "
+        f"{', '.join(str(c) for c in job.contexts)}, seed {settings.seed}",
+        *(f"{name}: {s['seconds']:.0f} s, {s['images_per_second']:.0f} images/s" for name, s in speeds.items()),
+        f"peak memory of the process {peak:.0f} MB",
+        f"command: {' '.join(['python -m ddl_plugin.train', *sys.argv[1:]])}",
+    ]  # fmt: skip
+    outcome = {
+        "settings": describe(settings), "distributions": summary_rows(prepared.dataset), "models": results,
+        "runs": speeds, "peak_megabytes": round(peak),
+    }  # fmt: skip
+    write_json(job.output / "result.json", outcome)
+    if any(result["verification"] or "identification" in result for result in results.values()):
+        report.write_markdown(job.output / "report.md", str(job.recipe), results, notes)
+        job.say("\n" + report.table(results) + "\n")
+    for path in _figures(job, similarities):
+        job.say(f"figure: {path}")
+    for note in notes[:-1]:
+        job.say(note)
+    job.say(f"results: {job.output}")
+    return outcome
+
+
+def _figures(job: Job, similarities: dict) -> list[Path]:
+    try:
+        return report.write_figure(
+            similarities, [job.output / f"distributions.{kind}" for kind in ("png", "pdf")]
+        )
+    except UserError as error:  # no Matplotlib: the run's results must not be lost for a picture
+        job.say(f"no figure: {error}")
+        return []
+
+
+# -- what must hold ----------------------------------------------------------------------------------
+
+
+def _is_done(folder: Path, settings: RunSettings) -> bool:
+    """Whether this run was finished in `folder`; `UserError` where another one was."""
+    path = folder / _DONE
+    if not path.is_file():
+        return False
+    recorded = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    wanted = json.loads(json.dumps(describe(settings)))
+    for key, value in wanted.items():
+        if recorded.get(key) != value:
+            raise UserError(
+                f"{folder}: holds a finished run with {key} = {recorded.get(key)!r}, the recipe says {value!r}; "
+                f"use another --output, or delete the folder"
+            )
+    return True
+
+
+def _protect(job: Job, resume: bool) -> None:
+    """Without --resume, refuse a folder whose work would be lost."""
+    if resume:
+        return
+    for settings in _runs(job.settings):
+        folder = job.output / settings.loss
+        for name, what in ((STATE_FILE, "an unfinished run"), (_DONE, "a finished run")):
+            if (folder / name).is_file():
+                raise UserError(
+                    f"--output: {folder} holds {what}; add --resume to go on with it, or use another --output"
+                )
+
+
+def _require_labels(dataset: Dataset) -> None:
+    records = dataset.records
+    low, high = int(records.labels.min()), int(records.labels.max())
+    if low < 0 or high >= records.num_classes:
+        raise UserError(
+            f"{records.path}: expected labels 0 to {records.num_classes - 1} (the number of identities in "
+            f"'property'), got {low} to {high}; make the records anew, or mend the property file"
+        )

@@ -1,0 +1,307 @@
+"""One fine-tuning run: steps, log, validation, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ddl_plugin.backbone.checkpoint import IMAGE_SHAPE, Arrays, Backbone, save_backbone
+from ddl_plugin.data.iterator import BatchIterator
+from ddl_plugin.errors import CheckError
+from ddl_plugin.mxnet_setup import mx
+from ddl_plugin.recipe import describe
+from ddl_plugin.registry import get_sampler
+from ddl_plugin.settings import Degradation, RunSettings
+from ddl_plugin.training.dataset import Dataset
+from ddl_plugin.training.graph import training_graph
+from ddl_plugin.training.log import RunLog
+from ddl_plugin.training.state import RunState, load_state, save_state
+
+STATE_FILE = "state.npz"
+_EPOCH_OF_LAST = 1  # the number in model-0001.params: a run has one last model, and one best
+
+#: validate(backbone) -> (score, values for the log); the best checkpoint is that of the highest score.
+Validate = Callable[[Backbone], tuple[float, dict[str, float]]]
+
+
+class Trainer:
+    """Fine-tunes `backbone` on `dataset` and leaves in `folder`:
+
+    model-symbol.json, model-0001.params   the last backbone (without classifier and losses)
+    best-symbol.json, best-0001.params     the one of the highest validation score, if there is validation
+    log.jsonl, tensorboard/                the terms of every step
+    state.npz                              only while the run is unfinished
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        backbone: Backbone,
+        fc7: np.ndarray,
+        dataset: Dataset,
+        contexts: Sequence[mx.Context],
+        folder: Path,
+        validate: Validate | None = None,
+        progress: bool = True,
+    ):
+        self._settings = settings
+        self._backbone = backbone
+        self._fc7 = fc7
+        self._dataset = dataset
+        self._contexts = list(contexts)
+        self._folder = folder
+        self._validate = validate
+        self._progress = progress
+        self._best = -math.inf
+        self._planned = 0.0
+        self._rates: list[float] = []  # one a step
+        self._sampler = get_sampler(settings.sampler).build(
+            dataset.records.labels, dataset.partition, dataset.pairs, settings.ddl,
+            devices=len(self._contexts), seed=settings.seed, options=dict(settings.sampler_options),
+        )  # fmt: skip
+        self._graph = training_graph(settings, backbone, len(fc7), self._contexts)
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def run(self, *, resume: bool = False) -> Backbone:
+        """Train to `max_steps`; returns the last backbone. `resume` continues an unfinished run.
+
+        Ctrl-C finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN.
+        """
+        settings, start, optimizer_state = self._settings, 0, None
+        arg, aux = {**self._backbone.arg, **self._fc7_arrays()}, self._backbone.aux
+        if resume:
+            state = load_state(self._folder / STATE_FILE, describe(settings))
+            start, arg, aux, optimizer_state = state.step, state.arg, state.aux, state.optimizer
+            self._best = state.best
+        module = self._bound_module(arg, aux, start, optimizer_state)
+        log = RunLog(self._folder, start)
+        try:
+            with self._iterator(start) as batches, _interrupts() as interrupted:
+                self._steps(module, batches, log, start, interrupted)
+        finally:
+            log.close()
+        trained = self._trained(module)
+        self._save("model", trained)
+        (self._folder / STATE_FILE).unlink(missing_ok=True)
+        return trained
+
+    def first_terms(self) -> dict[str, float]:
+        """The loss terms of step 0, without training."""
+        module = self._bound_module({**self._backbone.arg, **self._fc7_arrays()}, self._backbone.aux, 0, None)
+        with self._iterator(0) as batches:
+            module.forward_backward(batches.next())
+            mx.nd.waitall()
+            self._planned = _planned_megabytes(module)
+            return self._terms(module)
+
+    def planned_megabytes(self) -> float:
+        """What MXNet planned for the graph of all devices in `first_terms`."""
+        return self._planned
+
+    def median_rate(self) -> float:
+        """Median images/s over the steps of `run`; 0 before the first."""
+        return float(np.median(self._rates)) if self._rates else 0.0
+
+    def _steps(self, module, batches: BatchIterator, log: RunLog, start: int, interrupted: list) -> None:
+        settings = self._settings
+        bar = tqdm(
+            total=settings.max_steps,
+            initial=start,
+            desc=settings.loss,
+            unit="step",
+            disable=not self._progress,
+        )
+        with bar:
+            for step in range(start, settings.max_steps):
+                began = time.perf_counter()
+                # Dropout draws from MXNet's generator; seeded by the step, a resumed run draws the same.
+                mx.random.seed(settings.seed * 1_000_003 + step)
+                module.forward_backward(batches.next())
+                terms = self._terms(module)
+                self._stop_at_nan(module, step, terms)
+                module.update()
+                mx.nd.waitall()
+                rate = self._sampler.rows / (time.perf_counter() - began)
+                self._rates.append(rate)
+                log.write("train", step, {**terms, "lr": self._lr(step), "images_per_second": rate})
+                bar.update()
+                bar.set_postfix_str(_short(terms, rate))
+                if interrupted:
+                    self._save_state(module, step + 1)
+                    raise KeyboardInterrupt(
+                        f"saved after step {step + 1} of {settings.max_steps}; continue with --resume"
+                    )
+                if settings.verbose and (step + 1) % settings.verbose == 0:
+                    self._look(module, log, step + 1)
+                    self._save_state(module, step + 1)
+            if self._validate and not (settings.verbose and settings.max_steps % settings.verbose == 0):
+                self._look(module, log, settings.max_steps)
+
+    def _look(self, module, log: RunLog, step: int) -> None:
+        """Validate; keep the best."""
+        if self._validate is None:
+            return
+        trained = self._trained(module)
+        score, values = self._validate(trained)
+        log.write("validation", step, values)
+        if score > self._best:
+            self._best = score
+            self._save("best", trained)
+
+    # -- the module ------------------------------------------------------------------------------
+
+    def _fc7_arrays(self) -> Arrays:
+        arrays = {"fc7_weight": self._fc7}
+        if "fc7_bias" in self._graph.symbol.list_arguments():
+            arrays["fc7_bias"] = np.zeros(len(self._fc7), np.float32)
+        return arrays
+
+    def _bound_module(self, arg: Arrays, aux: Arrays, start: int, optimizer_state: bytes | None):
+        rows = self._sampler.rows
+        module = mx.mod.Module(self._graph.symbol, context=self._contexts)
+        module.bind([("data", (rows, *IMAGE_SHAPE))], [("softmax_label", (rows,))])
+        module.init_params(
+            arg_params={name: mx.nd.array(array) for name, array in arg.items()},
+            aux_params={name: mx.nd.array(array) for name, array in aux.items()},
+        )  # allow_missing stays False: nothing is random unless the recipe says so
+        module.init_optimizer(
+            kvstore=_kvstore(self._contexts),
+            optimizer="sgd",
+            optimizer_params={
+                "learning_rate": self._settings.lr,
+                "momentum": self._settings.mom,
+                "wd": self._settings.wd,
+                "rescale_grad": 1.0 / len(self._contexts),
+                "lr_scheduler": self._schedule(),
+                "begin_num_update": start,
+            },
+        )
+        if optimizer_state is not None:
+            with tempfile.NamedTemporaryFile(suffix=".states") as file:
+                file.write(optimizer_state)
+                file.flush()
+                module.load_optimizer_states(file.name)
+        return module
+
+    def _schedule(self):
+        steps = self._settings.lr_steps
+        if not steps:
+            return None
+        return mx.lr_scheduler.MultiFactorScheduler(list(steps), factor=0.1, base_lr=self._settings.lr)
+
+    def _lr(self, step: int) -> float:
+        return self._settings.lr * 0.1 ** sum(step >= s for s in self._settings.lr_steps)
+
+    def _iterator(self, start: int) -> BatchIterator:
+        partition, settings = self._dataset.partition, self._settings
+        degradations = [d.degradation for d in partition.distributions] if partition else [Degradation()]
+        return BatchIterator(
+            self._dataset.records, self._sampler, self._dataset.records.labels, degradations,
+            mirror=settings.data_rand_mirror, seed=settings.seed, start=start, threads=settings.num_threads,
+        )  # fmt: skip
+
+    def _terms(self, module) -> dict[str, float]:
+        """Mean over the devices of every term, by name."""
+        by_name = dict(zip(module.output_names, module.get_outputs(), strict=True))
+        terms = {"ce_loss": float(by_name["ce_loss_output"].asnumpy().mean())}
+        if self._graph.term_names:
+            values = by_name[f"{self._settings.loss}_terms_output"].asnumpy().mean(axis=0)
+            terms |= dict(zip(self._graph.term_names, map(float, values), strict=True))
+        return terms
+
+    def _stop_at_nan(self, module, step: int, terms: dict[str, float]) -> None:
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        embedding = module.get_outputs()[0].asnumpy()
+        where = f"loss term {bad[0]!r} is {terms[bad[0]]}"
+        if not np.isfinite(embedding).all():
+            rows = int((~np.isfinite(embedding).all(axis=1)).sum())
+            where = f"the network's embedding has NaN in {rows} of {len(embedding)} rows, so {where}"
+        # The weights are still those before this step: nothing of it has been applied.
+        self._save_state(module, step)
+        raise CheckError(
+            f"step {step}: {where}; stopped, the state before this step is in "
+            f"{self._folder / STATE_FILE}; lower lr or the weight of that term"
+        )
+
+    # -- saving ----------------------------------------------------------------------------------
+
+    def _trained(self, module) -> Backbone:
+        arg, aux = module.get_params()
+        return dataclasses.replace(
+            self._backbone,
+            arg={name: arg[name].asnumpy() for name in self._backbone.arg},
+            aux={name: aux[name].asnumpy() for name in self._backbone.aux},
+            source=str(self._folder),
+            fc7=arg["fc7_weight"].asnumpy(),
+        )
+
+    def _save(self, name: str, backbone: Backbone) -> None:
+        save_backbone(self._folder / name, _EPOCH_OF_LAST, backbone.symbol, backbone.arg, backbone.aux)
+
+    def _save_state(self, module, next_step: int) -> None:
+        arg, aux = module.get_params()
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "optimizer.states")  # noqa: PTH118 - MXNet takes a str
+            module.save_optimizer_states(path)
+            optimizer = Path(path).read_bytes()
+        state = RunState(
+            next_step,
+            {name: array.asnumpy() for name, array in arg.items()},
+            {name: array.asnumpy() for name, array in aux.items()},
+            optimizer,
+            self._best,
+        )
+        save_state(self._folder / STATE_FILE, state, describe(self._settings))
+
+
+def _kvstore(contexts: Sequence[mx.Context]) -> str:
+    """Gradients are summed on the GPUs where there are several, else on the CPU."""
+    return "device" if contexts[0].device_type == "gpu" else "local"
+
+
+def _planned_megabytes(module) -> float:
+    """From the executors' own description, 'Total N MB allocated', one line a device."""
+    texts = [executor.debug_str() for executor in module._exec_group.execs]
+    return float(sum(int(n) for text in texts for n in re.findall(r"Total (\d+) MB allocated", text)))
+
+
+def _short(terms: dict[str, float], rate: float) -> str:
+    """The progress bar's text: the loss terms (not the per-distribution statistics) and the speed."""
+    shown = [n for n in terms if n.split("_")[0] not in ("mean", "intersection", "outliers", "margin")]
+    shown += [n for n in terms if n.startswith("margin")]
+    return " ".join([*(f"{name}={terms[name]:.3g}" for name in shown), f"{rate:.0f} images/s"])
+
+
+@contextmanager
+def _interrupts() -> Iterator[list]:
+    """A list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number, frame) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread: whoever started the thread handles signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)

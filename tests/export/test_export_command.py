@@ -1,0 +1,133 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from ddl_plugin.export import __main__ as command
+from ddl_plugin.export.graph import find_checkpoint
+from ddl_plugin.export.params import load_params, save_params
+
+
+def in_process(*arguments):
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as ending:
+        command.main([str(argument) for argument in arguments])
+    return ending.value.code
+
+
+def test_exports_checks_and_reports(checkpoint, tmp_path):
+    output, report = tmp_path / "out" / "m.onnx", tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "ddl_plugin.export", checkpoint,
+            "--output", output, "--base", checkpoint, "--json", report,
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "m.onnx: 11 nodes, opset 13, embedding of 16" in done.stdout
+    assert "agree: largest difference" in done.stdout
+    assert f"same graph as {checkpoint}" in done.stdout
+    assert [path.name for path in output.parent.iterdir()] == ["m.onnx"]
+    result = json.loads(report.read_text())
+    assert result["parity"]["max_difference"] < 1e-4
+    assert result["same_graph"]["identical"]
+    assert result["bytes"] == output.stat().st_size
+
+
+def test_folder_exports_its_newest_epoch(checkpoint, tmp_path, capsys):
+    arg, aux = load_params(find_checkpoint(checkpoint).params)
+    arg["fc1_beta"] = arg["fc1_beta"] + 7
+    save_params(tmp_path / "model-0020.params", arg, aux)
+    assert in_process(tmp_path, "--output", tmp_path / "m.onnx") == 0
+    beta = next(t for t in onnx.load(tmp_path / "m.onnx").graph.initializer if t.name == "fc1_beta")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(beta), arg["fc1_beta"])
+
+
+def test_base_as_onnx_file(checkpoint, tmp_path, capsys):
+    assert in_process(checkpoint, "--output", tmp_path / "a.onnx") == 0
+    assert in_process(checkpoint, "--output", tmp_path / "b.onnx", "--base", tmp_path / "a.onnx") == 0
+    assert "only weights differ" in capsys.readouterr().out
+
+
+def test_failed_base_check_exits_1_and_leaves_no_file(checkpoint, tmp_path, capsys):
+    assert in_process(checkpoint, "--output", tmp_path / "a.onnx") == 0
+    model = onnx.load(tmp_path / "a.onnx")
+    model.graph.node[3].attribute[0].f = 0.5
+    onnx.save(model, tmp_path / "a.onnx")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert in_process(checkpoint, "--output", tmp_path / "b.onnx", "--base", tmp_path / "a.onnx") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("check failed: the graph is not that of")
+    assert "epsilon" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_failed_parity_exits_1_and_keeps_the_old_file(checkpoint, tmp_path, capsys):
+    (tmp_path / "m.onnx").write_text("old")
+    assert in_process(checkpoint, "--output", tmp_path / "m.onnx", "--tolerance", "1e-12") == 1
+    assert "tolerance 1e-12" in capsys.readouterr().err
+    assert (tmp_path / "m.onnx").read_text() == "old"
+
+
+def test_a_bad_checkpoint_exits_2_with_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl_plugin.export", tmp_path / "none,3", "--output", tmp_path / "m.onnx"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "none-symbol.json: no such symbol file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--output"),
+        (("--output", "m.onnx", "--tolerance", "0"), "--tolerance: expected a number > 0, got 0"),
+        (("--output", "m.onnx", "--base", "none.onnx"), "none.onnx: no such ONNX file"),
+        (("--output", "m.onnx", "--images", "none.rec"), "none.rec"),
+        (("--output", "."), "expected the name of a file to write, got a folder"),
+    ],
+)
+def test_usage_errors_exit_2(arguments, message, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert in_process(checkpoint, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_base_that_is_no_onnx_file(checkpoint, tmp_path, capsys):
+    (tmp_path / "base.onnx").write_text("not a model")
+    assert in_process(checkpoint, "--output", tmp_path / "m.onnx", "--base", tmp_path / "base.onnx") == 2
+    assert "base.onnx: expected an ONNX model" in capsys.readouterr().err
+
+
+def test_importing_the_package_is_light():
+    program = "import sys, ddl_plugin.export; print([m for m in ('onnx', 'mxnet', 'onnxruntime') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_y1_with_real_faces(shared_data, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    y1, faces = shared_data / "y1_ms1m", shared_data / "lfw112_dev" / "val.rec"
+    arguments = (
+        y1,
+        "--output",
+        tmp_path / "y1.onnx",
+        "--base",
+        f"{y1}/model,0",
+        "--images",
+        faces,
+        "--json",
+        report,
+    )
+    assert in_process(*arguments) == 0
+    parity = json.loads(report.read_text())["parity"]
+    assert parity["max_difference"] < 1e-5
+    assert {row["images"] for row in parity["rows"]} == {"random", "smooth", "real"}
