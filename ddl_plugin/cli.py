@@ -1,4 +1,4 @@
-"""What all command lines share: one-line errors, exit codes, writing results."""
+"""What all command lines share: one-line errors, exit codes, machine-readable results."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from ddl_plugin.errors import CheckError, UserError
+from ddl_plugin.files import write_text
 
 INTERRUPTED = 130  # what shells expect of a program ended by Ctrl-C
 
@@ -44,23 +43,6 @@ def _fail(kind: str, error: BaseException, code: int) -> int:
     text = " ".join(str(error).split())
     print(f"{kind}: {text}" if text else kind, file=sys.stderr)
     return code
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: str | os.PathLike, result: object) -> None:

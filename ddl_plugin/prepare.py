@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddl_plugin.cli import Parser, run, write_json
 
 
-def main() -> None:
-    sys.exit(run(_prepare))
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(lambda: _prepare(arguments))
 
 
-def _prepare() -> None:
-    arguments = _parser().parse_args()
-    arguments.command(arguments)
+def _prepare(arguments: Sequence[str] | None) -> None:
+    options = _parser().parse_args(arguments)
+    options.command(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,10 +65,10 @@ def _synthetic(arguments: argparse.Namespace) -> None:
     if arguments.sheet:
         sheet = arguments.output / "sheet.png"
         cv2.imwrite(str(sheet), synthetic.contact_sheet(arguments.output)[..., ::-1])
-        print(f"{sheet}: one identity a row, from the left profile to the right one")
+        print(f"{sheet}: one identity a row, by rising yaw")
     if arguments.json:
         write_json(arguments.json, made)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ddl_plugin.errors import UserError, did_you_mean
-from ddl_plugin.settings import IDENTITY_LOSSES, require, unknown_keys
+from ddl_plugin.settings import IDENTITY_LOSSES, unknown_keys
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class LossEntry(Entry):
 class SamplerEntry(Entry):
     """A source of batches.
 
-    build(labels, partition, pairs, settings, *, devices, seed, options) -> an object with `rows` (of a
-    whole batch, all devices), `steps_per_epoch`, and `batch(step)`, a pure function of seed and step
+    build(labels, partition, pairs, settings, *, rows, devices, seed, options) -> an object with `rows` (of a
+    whole batch, all devices; the argument is that of one device), `steps_per_epoch`, and `batch(step)`, a pure function of seed and step
     that returns a `ddl_plugin.data.sampler.SampledBatch`.
     """
 
@@ -68,27 +68,19 @@ def _ddl(F: Any, embedding: Any, settings: Any, options: dict[str, Any]) -> Any:
     return build(F, embedding, settings, options)
 
 
-def _pairs(labels, partition, pairs, settings, *, devices: int, seed: int, options: dict[str, Any]) -> Any:
+def _pairs(labels, partition, pairs, settings, *, rows: int, devices: int, seed: int, options: Any) -> Any:
     from ddl_plugin.data.sampler import PairSampler
 
     return PairSampler(labels, partition, pairs, settings, devices=devices, seed=seed)
 
 
-def _images(labels, partition, pairs, settings, *, devices: int, seed: int, options: dict[str, Any]) -> Any:
+def _images(labels, partition, pairs, settings, *, rows: int, devices: int, seed: int, options: Any) -> Any:
     import numpy as np
 
     from ddl_plugin.data.sampler import ImageSampler
 
-    rows = options["batch_size"]
-    if rows is None and settings is not None:
-        rows = settings.rows
-    require(
-        isinstance(rows, int) and rows >= 1,
-        "images: batch_size",
-        rows,
-        "a whole number >= 1, images per device",
-    )
-    return ImageSampler(np.arange(len(labels)), rows, devices=devices, seed=seed)
+    positions = np.arange(len(labels)) if partition is None else partition.distributions[0].positions
+    return ImageSampler(positions, rows, devices=devices, seed=seed)
 
 
 LOSSES: dict[str, LossEntry] = {
@@ -101,8 +93,8 @@ SAMPLERS: dict[str, SamplerEntry] = {
     "images": SamplerEntry(
         "images",
         _images,
-        "shuffled passes over all images; batch_size per device, None: as many as a DDL batch has",
-        {"batch_size": None},
+        "shuffled passes over the images, per_batch_size of them a device; of those that `rule` selects",
+        {"rule": None},
     ),
 }
 

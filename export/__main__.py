@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ddl_plugin.cli import Parser, run, write_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.check import TOLERANCE, check_same_graph, compare_runtimes, real_images
 from ddl_plugin.export.convert import OPSET, read_model
-from ddl_plugin.export.files import replaced
 from ddl_plugin.export.graph import find_checkpoint
+from ddl_plugin.files import replaced
 
 
 def _parser() -> Parser:
@@ -98,16 +99,17 @@ def _print(report: dict[str, Any]) -> None:
         print(f"same graph as {same['base']}: {same['nodes']} nodes, only weights differ")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    def command() -> None:
-        options = _parser().parse_args(arguments)
-        report = export(options)
-        _print(report)
-        if options.json:
-            write_json(options.json, report)
+def _command(arguments: Sequence[str] | None) -> None:
+    options = _parser().parse_args(arguments)
+    report = export(options)
+    _print(report)
+    if options.json:
+        write_json(options.json, report)
 
-    sys.exit(run(command))
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(lambda: _command(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

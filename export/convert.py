@@ -17,10 +17,10 @@ from onnx import NodeProto, TensorProto, helper
 from ddl_plugin import __version__
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import normalises_itself
-from ddl_plugin.export.files import replaced, sha256
 from ddl_plugin.export.graph import EMBEDDING, Checkpoint, Graph, Node, cut, find_checkpoint, load_symbol
 from ddl_plugin.export.ops import CONVERTERS, SCALAR_OPS, Builder, Tensor, constant_tensor, show
 from ddl_plugin.export.params import Arrays, load_params
+from ddl_plugin.files import replaced, sha256
 
 #: Every operator used has its final form for float32 here, and TensorRT 8, OpenVINO 2021 and ONNX Runtime 1.8
 #: already read it. Intermediate representation 7 is the one that came with it.

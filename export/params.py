@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.export.files import replaced
+from ddl_plugin.files import replaced
 
 _FILE_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA

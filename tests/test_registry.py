@@ -77,25 +77,29 @@ def test_the_built_in_names_are_ddl_and_the_hosts_identity_losses():
     assert eager("ddl", {})[2] == term_names(SETTINGS)
 
 
-#: Options and rows on two devices of every sampler.
-SAMPLER_CASES = {"pairs": ({}, 2 * SETTINGS.rows), "images": ({"batch_size": 5}, 10)}
+#: Rows of one device of every sampler: the pairs' follow from the settings, the images' are given.
+SAMPLER_ROWS = {"pairs": SETTINGS.rows, "images": 5}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_builds_what_its_contract_says(name):
     entry = get_sampler(name)
     assert entry.description
-    options, rows = SAMPLER_CASES[name]
-    built = entry.build(*data(), SETTINGS, devices=2, seed=1, options=entry.resolve(options))
-    assert built.rows == rows
+    rows = SAMPLER_ROWS[name]
+    built = entry.build(*data(), SETTINGS, rows=rows, devices=2, seed=1, options=entry.resolve({}))
+    assert built.rows == 2 * rows
     assert built.steps_per_epoch >= 1
     assert len(built.batch(3).positions) == built.rows
 
 
-def test_the_images_sampler_needs_a_size_from_somewhere():
-    entry = get_sampler("images")
-    with pytest.raises(UserError, match=r"images: batch_size: expected a whole number >= 1.*got None"):
-        entry.build(*data(), None, devices=1, seed=0, options=entry.resolve({}))
+def test_the_images_sampler_draws_from_its_partition_where_there_is_one():
+    labels, partition, pairs = data()
+    build = get_sampler("images").build
+    own = build(labels, partition, pairs, None, rows=2, devices=1, seed=0, options={})
+    everything = build(labels, None, (), None, rows=2, devices=1, seed=0, options={})
+    drawn = np.concatenate([own.batch(step).positions for step in range(own.steps_per_epoch)])
+    assert set(drawn) <= set(partition.distributions[0].positions)
+    assert everything.steps_per_epoch == -(-len(labels) // 2)
 
 
 def test_unknown_names_are_answered_with_the_nearest_and_the_list():

@@ -17,6 +17,7 @@ from ddl_plugin.analysis.distributions import (
     soft_histogram,
 )
 from ddl_plugin.errors import UserError
+from ddl_plugin.files import replaced
 
 SUFFIXES = (".pdf", ".png", ".svg")
 
@@ -165,10 +166,5 @@ def _save(figure, path: Path) -> None:
     """Write the whole figure or leave what was there; the same scores give the same bytes."""
     kind = path.suffix.lower().lstrip(".")
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}[kind]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        figure.savefig(part, format=kind, dpi=_DPI, metadata=metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replaced(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=_DPI, metadata=metadata)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ddl_plugin.backbone.networks import build_network
-from ddl_plugin.cli import write_text
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.graph import EMBEDDING, find_checkpoint, load_symbol
 from ddl_plugin.export.graph import cut as cut_graph
 from ddl_plugin.export.params import load_params, save_params
+from ddl_plugin.files import write_text
 from ddl_plugin.mxnet_setup import mx
 
 IMAGE_SHAPE = (3, 112, 112)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl_plugin.errors import UserError, did_you_mean
+from ddl_plugin.files import replaced
 
 #: The column that joins the table to a data set: record numbers, as in its .idx.
 RECORD = "record"
@@ -68,22 +68,13 @@ class AttributeTable:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a .npz, atomically; equal tables give equal files."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            # Not np.savez, which cannot store a column named 'file'.
-            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-                for name, column in {RECORD: self.keys, **self.columns}.items():
-                    member = zipfile.ZipInfo(f"{name}.npy")
-                    member.compress_type = zipfile.ZIP_DEFLATED
-                    with archive.open(member, "w", force_zip64=True) as stream:
-                        np.lib.format.write_array(stream, column, allow_pickle=False)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        # Not np.savez, which cannot store a column named 'file'.
+        with replaced(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for name, column in {RECORD: self.keys, **self.columns}.items():
+                member = zipfile.ZipInfo(f"{name}.npy")
+                member.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(member, "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, column, allow_pickle=False)
 
     def column(self, name: str, keys: np.ndarray) -> np.ndarray:
         """Column `name` for the records `keys`, in their order: (len(keys),) float64, str or bool.

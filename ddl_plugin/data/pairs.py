@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections import deque
@@ -25,6 +24,7 @@ from ddl_plugin.data.faces import SHAPE, load_face
 from ddl_plugin.data.partition import Distribution, Partition
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
+from ddl_plugin.files import replaced
 
 #: embed(images uint8 (n, 112, 112, 3) RGB) -> float32 (n, D), not normalised.
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -256,19 +256,8 @@ def save_pairs(path: str | os.PathLike, pairs: Sequence[Pairs], made_from: dict)
     }
     for k, own in enumerate(pairs):
         arrays[f"first{k}"], arrays[f"second{k}"] = own.first, own.second
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_pairs(path: str | os.PathLike, made_from: dict) -> tuple[tuple[Pairs, ...], None] | tuple[None, str]:

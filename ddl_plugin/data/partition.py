@@ -62,6 +62,13 @@ def build_partition(
     return Partition(tuple(distributions))
 
 
+def single_partition(records: Records, rule: str, attributes: AttributeTable | None) -> Partition:
+    """One distribution of the records that satisfy `rule`, for training without hard ones."""
+    positions = _selected(records, "images", rule, attributes)
+    identities = len(np.unique(records.labels[positions]))
+    return Partition((Distribution("images", rule, positions, Degradation(), identities),))
+
+
 def _selected(records: Records, name: str, rule: str, attributes: AttributeTable | None) -> np.ndarray:
     """Positions of the records that satisfy `rule`, int64 ascending; at least one."""
     if attributes is None:

@@ -22,9 +22,11 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -204,8 +206,9 @@ def draw_person(task: tuple[int, int, int]) -> tuple[list[bytes], np.ndarray]:
     return files, rows
 
 
-def _single_threaded() -> None:
+def _start_worker() -> None:
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
 
 
 @contextmanager
@@ -216,9 +219,14 @@ def _people(processes: int):
         return
     # Not forked: the caller may have MXNet's threads running.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_single_threaded)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
     try:
         yield pool.map
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a drawing process ended early: expected memory for it, and a main script that may be imported again "
+            "(if __name__ == '__main__'); or call with processes=1"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 SIDE = 112  # pixels of an aligned face
 _SCALE = 2  # supersampling
-_COLUMNS, _ROWS, _DOME_ROWS = 290, 200, 78  # grid of the head
-_HAIR_COLUMNS, _HAIR_ROWS, _HAIR_DOME_ROWS = 300, 130, 64
+_COLUMNS, _ROWS, _DOME_ROWS = 290, 200, 78  # grid of the head; the dome is above y = 3
+_HAIR_COLUMNS, _HAIR_ROWS, _HAIR_DOME_ROWS = 300, 66, 64  # of short hair; rows below and in the dome
 #: ArcFace's positions of eyes, nose tip and mouth corners (image left first), pixels of a 112x112 image.
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
@@ -27,8 +27,8 @@ TEMPLATE = np.array(
 class Conditions:
     """What one picture of a person is taken under.
 
-    Angles in degrees. `yaw` > 0: the nose points to the image's right. `pitch` > 0: up. `roll` > 0: clockwise
-    in the image; alignment takes it out again except for the light, which stays.
+    Angles in degrees. `yaw` > 0: the nose points to the image's left, as FSA-Net counts; `pitch` > 0: up; `roll` > 0:
+    clockwise in the image before alignment, which takes it out again but leaves the light where it was.
     """
 
     yaw: float
@@ -185,7 +185,7 @@ def _ramp(value, low, high):
     return t * t * (3.0 - 2.0 * t)
 
 
-def _curve(at, xs, ys, smooth=5):
+def _curve(at, xs, ys, smooth):
     values = np.interp(at, xs, ys)
     kernel = np.hanning(2 * smooth + 3)[1:-1]
     return np.convolve(np.pad(values, smooth, mode="edge"), kernel / kernel.sum(), mode="valid")
@@ -209,7 +209,7 @@ def _normals(points):
 class Head:
     """One person. `render` draws pictures of them.
 
-    `Head(rng)` draws shape, colours, hair and spectacles from `rng` (about 40 ms, 8 MB).
+    `Head(rng)` draws shape, colours, hair and spectacles from `rng` (about 25 ms, 4 MB); a picture takes about 5 ms.
     """
 
     def __init__(self, rng: np.random.Generator):
@@ -250,15 +250,17 @@ class Head:
                              t["jaw"], 0.5 * (t["jaw"] + c), c, 1.0, 1.0])  # fmt: skip
         deep = t["depth"] + np.array([-4.2, -1.6, -0.5, 0, 0, 0.35, 0.1, -0.25, 0.25, 0.25 + t["forehead"]])
         back = np.array([0.3, 0.5, 0.5, 0.8, 1.5, 4.0, 6.5, 8.2, 9.2, 9.6])
-        a = _curve(y, levels, wide, 2) * shrink
-        f = _curve(y, levels, deep, 3) * shrink
-        b = _curve(y, levels, back) * shrink
+        a, f, b = (
+            (_curve(y, levels, values, smooth) * shrink).astype(np.float32)
+            for values, smooth in ((wide, 2), (deep, 3), (back, 5))
+        )
+        phi = phi.astype(np.float32)
         sine, cosine = np.sin(phi)[None], np.cos(phi)[None]
-        x = (a[:, None] * sine).astype(np.float32)
+        x = a[:, None] * sine
         round_ = (1 - np.abs(sine) ** t["flat"]) ** (1 / t["flat"])
         z = np.where(cosine > 0, f[:, None] * round_, -b[:, None] * np.abs(cosine))
         yy = np.repeat(y.astype(np.float32)[:, None], _COLUMNS, axis=1)
-        front = np.broadcast_to(_ramp(cosine, 0.05, 0.45).astype(np.float32), x.shape)
+        front = np.broadcast_to(_ramp(cosine, 0.05, 0.45), x.shape)
         relief = self._relief(x, yy) * front
         z = z + relief
         # The lower edge of the jaw climbs towards the ears.
@@ -269,7 +271,7 @@ class Head:
         lift = cv2.GaussianBlur(relief, (0, 0), 9)
         fine = cv2.GaussianBlur(relief, (0, 0), 3)
         self._cavity = np.clip(1 + 0.2 * (relief - lift) + 0.4 * (relief - fine), 0.62, 1.1)
-        return np.stack([x, yy, z.astype(np.float32)], axis=2)
+        return np.stack([x, yy, z], axis=2)
 
     def _relief(self, x, y):
         """Centimetres added to z by brow, eye sockets, nose, cheeks, lips and chin, at face-plane (x, y)."""
@@ -337,7 +339,7 @@ class Head:
         if t["age"] > 0.55:
             for level in (3.6, 4.5, 5.4):
                 line = np.exp(-(((y - level - 0.1 * np.cos(x)) / 0.1) ** 2)) * _ramp(-ax, -3.6, -1.5)
-                _tint(albedo, crease, 0.3 * (t["age"] - 0.4) * line * front)
+                _tint(albedo, crease, 0.2 * (t["age"] - 0.4) * line * front)
         wing = np.exp(-(((np.hypot((ax - t["nose_w"]) / 1.0, y + t["nose_l"] + 0.2) - 0.55) / 0.16) ** 2))
         _tint(albedo, crease, 0.35 * wing * _ramp(ax, t["nose_w"] - 0.2, t["nose_w"] + 0.2) * front)
         hole = _bump(ax, y, 0.56 * t["nose_w"], -t["nose_l"] - 0.62, 0.32, 0.17)
@@ -448,34 +450,34 @@ class Head:
         if t["long"]:
             side = np.interp(p, [56, 64, 72, 180], [3.6, 0.5, -15.0, -15.0])
         blend = _ramp(p, 52, 64)
-        return front * (1 - blend) + side * blend
+        return (front * (1 - blend) + side * blend).astype(np.float32)
 
     def _hair(self, rng):
         """The hair as a part, and which points of the head's grid it leaves bare."""
         t = self.traits
         finer = 1.35 if t["long"] else 1.0
-        phi = np.linspace(-180, 180, int(_HAIR_COLUMNS * finer))
-        bottom, count = (
-            (-12.5, 2 * (_HAIR_ROWS - _HAIR_DOME_ROWS)) if t["long"] else (-7.0, _HAIR_ROWS - _HAIR_DOME_ROWS)
-        )
+        phi = np.linspace(-180, 180, int(_HAIR_COLUMNS * finer), dtype=np.float32)
+        bottom, count = (-12.5, 2 * _HAIR_ROWS) if t["long"] else (-7.0, _HAIR_ROWS)
         theta = np.radians(np.linspace(88, 0, _HAIR_DOME_ROWS, endpoint=False))
-        rows = np.concatenate([3 + (t["top"] - 3) * np.sin(theta), np.linspace(3, bottom, count)])
+        rows = np.concatenate([3 + (t["top"] - 3) * np.sin(theta), np.linspace(3, bottom, count)]).astype(
+            np.float32
+        )
         above, thick, strands = self._strands(rng, rows[:, None], phi[None])
         y, a, f, b = self._cross
         held = np.maximum(rows, -1.0) if t["long"] else rows
         a, f, b = (np.interp(held, y[::-1], c[::-1]).astype(np.float32)[:, None] for c in (a, f, b))
-        sine, cosine = (wave(np.radians(phi)).astype(np.float32)[None] for wave in (np.sin, np.cos))
+        sine, cosine = (wave(np.radians(phi))[None] for wave in (np.sin, np.cos))
         round_ = (1 - np.abs(sine) ** t["flat"]) ** (1 / t["flat"])
         x = (a + thick) * sine
         z = np.where(cosine > 0, (f + thick) * round_, -(b + thick) * np.abs(cosine))
         up = rows[:, None] + 0.9 * thick * _ramp(rows[:, None], 3, t["top"])
-        points = np.stack(np.broadcast_arrays(x, up, z), axis=2).astype(np.float32)
+        points = np.stack(np.broadcast_arrays(x, up, z), axis=2)
         band = np.exp(-(((rows[:, None] - 7.6 - 0.4 * strands) / 1.3) ** 2))
         tone = np.clip(0.95 + 0.22 * strands + 0.35 * band * (1 - 0.5 * t["curl"]), 0.45, 1.7)
         tone = tone * (0.8 + 0.2 * _ramp(above, 0.0, 1.2))
         albedo = np.clip(np.float32(t["hair"]) * tone[..., None] + 0.02, 0, 0.95)
         # Thin at its edge: single points, not a line.
-        keep = above + rng.normal(0, 0.14, above.shape) > 0.12
+        keep = above + 0.14 * rng.standard_normal(above.shape, np.float32) > 0.12
         bare = self._v < self._hairline(self._phi)[None] + 0.9
         return (points[keep], _normals(points)[keep], albedo[keep]), bare.ravel()
 
@@ -484,7 +486,7 @@ class Head:
         t, shape = self.traits, (y.size, phi.size)
         edge = 0.16 * _noise(rng, (1, phi.size), (2, 120)) + 0.12 * _noise(rng, (1, phi.size), (2, 30))
         edge = edge * (0.35 + 0.65 * _ramp(-np.abs(phi), -64, -52))
-        above = (y - self._hairline(phi[0])[None] - edge).astype(np.float32)
+        above = y - self._hairline(phi[0])[None] - edge
         curl = t["curl"]
         strands = (1 - curl) * _noise(rng, shape, (5, 150)) + curl * _noise(rng, shape, (38, 80))
         strands = 0.7 * strands + 0.4 * _noise(rng, shape, (7, 40))
@@ -738,7 +740,7 @@ def _tint_at(albedo, index, colour, amount) -> None:
 
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """(3, 3) matrix of a head turned by yaw, then pitch, then roll, in degrees as in `Conditions`."""
-    a, b, c = np.radians([yaw, pitch, roll])
+    a, b, c = np.radians([-yaw, pitch, roll])
     turn = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
     nod = np.array([[1, 0, 0], [0, np.cos(b), np.sin(b)], [0, -np.sin(b), np.cos(b)]])
     tilt = np.array([[np.cos(c), np.sin(c), 0], [-np.sin(c), np.cos(c), 0], [0, 0, 1]])
@@ -797,9 +799,9 @@ def splat(pixels, colours, depth, side: int) -> np.ndarray:
     packed = np.full((len(order), 4), 255, np.uint8)
     packed[:, :3] = np.clip(colours * 255, 0, 255).T
     packed = packed.view(np.uint32).ravel()[order]
-    where = pixels[order].astype(np.int64)[:, None] + np.array([0, 1, side, side + 1])
+    where = pixels.astype(np.intp)[order]
     canvas = np.zeros(side * side, np.uint32)
-    canvas[where.ravel()] = np.repeat(packed, 4)
+    canvas[where[:, None] + np.array([0, 1, side, side + 1])] = packed[:, None]
     return _close_holes(canvas.view(np.uint8).reshape(side, side, 4))
 
 

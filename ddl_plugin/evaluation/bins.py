@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from ddl_plugin.errors import UserError
+from ddl_plugin.files import replaced
 
 SIDE = 112  # pixels
 
@@ -209,13 +210,6 @@ def write_bin(path: str | os.PathLike, encoded: Sequence[bytes], issame: Sequenc
         raise UserError(
             f"{path}: expected two images for each label, got {len(encoded)} images and {len(issame)} labels"
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            content = ([bytes(image) for image in encoded], [bool(same) for same in issame])
-            pickle.dump(content, file, protocol=pickle.HIGHEST_PROTOCOL)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    content = ([bytes(image) for image in encoded], [bool(same) for same in issame])
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        pickle.dump(content, file, protocol=pickle.HIGHEST_PROTOCOL)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.pairs import Pairs, build_pairs, load_pairs, save_pairs
-from ddl_plugin.data.partition import Partition, build_partition
+from ddl_plugin.data.partition import Partition, build_partition, single_partition
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.recipe import describe
@@ -54,13 +54,17 @@ def in_folder(folder: Path, name: str) -> Path:
 
 
 def open_partition(settings: RunSettings) -> tuple[Path, Records, Partition | None]:
+    """The records, and the distributions that the sampler draws from (None: all images alike)."""
     folder = dataset_folder(settings)
     records = Records(folder)
-    if settings.ddl is None:
-        return folder, records, None
     table = None
     if settings.attributes is not None:
         table = AttributeTable.load(in_folder(folder, settings.attributes))
+    rule = settings.sampler_options.get("rule")
+    if rule is not None:
+        return folder, records, single_partition(records, rule, table)
+    if settings.ddl is None:
+        return folder, records, None
     return folder, records, build_partition(records, settings.ddl, table)
 
 

@@ -21,7 +21,7 @@ from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.export.check import check_same_graph, compare_runtimes
 from ddl_plugin.export.convert import convert, read_model
-from ddl_plugin.export.files import sha256
+from ddl_plugin.files import sha256
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe, find_recipe, load_recipe
 from ddl_plugin.settings import RunSettings

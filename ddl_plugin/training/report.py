@@ -9,13 +9,13 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ddl_plugin.cli import write_text
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.bins import BinSet, load_bin
 from ddl_plugin.evaluation.identification import first_second, identify, load_protocol
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.evaluation.verification import pair_similarities, score, split
+from ddl_plugin.files import write_text
 from ddl_plugin.settings import RunSettings
 from ddl_plugin.training.dataset import in_folder
 
@@ -89,7 +89,7 @@ def _measures(result: dict[str, Any]) -> dict[tuple[str, str], str]:
         values |= _tar(name, scores)
         values[name, "margin"] = f"{scores['margin']:.3f}"
         values[name, "histogram intersection"] = f"{scores['intersection']:.3f}"
-    for row in result.get("identification", {}).get("rows", ()):
+    for row in result.get("identification", {}).get("results", ()):
         name = _condition(row)
         values[name, "rank-1"] = _percent(row["rank1"])
         values |= _tar(name, row)
@@ -98,7 +98,7 @@ def _measures(result: dict[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def _condition(row: dict[str, Any]) -> str:
-    size = "full size" if row["size"] is None else f"{row['size']} px"
+    size = "full size" if row["size"] == "full" else f"{row['size']} px"
     return f"probes at {size}" + ("" if row["condition"] == "all" else f", {row['condition']}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.export.files import replaced
+from ddl_plugin.files import replaced
 
 _FORMAT = 1
 

@@ -68,7 +68,8 @@ class Trainer:
         self._rates: list[float] = []  # one a step
         self._sampler = get_sampler(settings.sampler).build(
             dataset.records.labels, dataset.partition, dataset.pairs, settings.ddl,
-            devices=len(self._contexts), seed=settings.seed, options=dict(settings.sampler_options),
+            rows=settings.batch_rows, devices=len(self._contexts), seed=settings.seed,
+            options=dict(settings.sampler_options),
         )  # fmt: skip
         self._graph = training_graph(settings, backbone, len(fc7), self._contexts)
 
