@@ -26,6 +26,7 @@ def run(command: Callable[[], None]) -> int:
     """Run `command`; turn its ending into an exit code and at most one line on stderr."""
     try:
         command()
+        sys.stdout.flush()  # a broken pipe must show here, not at exit
     except UserError as error:
         return _fail("error", error, 2)
     except CheckError as error:

@@ -19,13 +19,13 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
     Raises UserError where the folder cannot be written or `path` is a folder.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: expected the name of a file to write, got a folder")
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: expected the name of a file to write, got a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,7 +36,8 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:  # such as a full disk
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); what was there is kept") from error
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); what was there is kept") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

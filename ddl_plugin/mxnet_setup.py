@@ -34,10 +34,11 @@ def _import_mxnet():
             setattr(np, name, value)
     try:
         import mxnet
-    except ImportError as error:
+    except (ImportError, OSError, AttributeError) as error:  # also: no CUDA library, another NumPy
         raise UserError(f"MXNet cannot be imported ({error}): {_PIP_LINE}") from error
-    if not mxnet.__version__.startswith("1.9."):
-        raise UserError(f"MXNet 1.9.1 is needed, got {mxnet.__version__}: {_PIP_LINE}")
+    version = getattr(mxnet, "__version__", "a folder named mxnet")
+    if not version.startswith("1.9."):
+        raise UserError(f"MXNet 1.9.1 is needed, got {version}: {_PIP_LINE}")
     return mxnet
 
 

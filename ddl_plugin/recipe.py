@@ -11,8 +11,10 @@ import dataclasses
 import runpy
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+import numpy as np
 
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.registry import LOSSES, SAMPLERS, get_loss, get_sampler
@@ -42,7 +44,7 @@ def find_recipe(name: str) -> Path:
     if path.is_file():
         return path
     shipped = shipped_recipes()
-    if path.stem in shipped and (path.parent == Path() or path.parent.name == "recipes"):
+    if path.stem in shipped and path.suffix in ("", ".py") and path.parent in (Path(), Path("recipes")):
         return shipped[path.stem]
     raise UserError(
         f"recipe: no file {name!r}, and no shipped recipe of that name{did_you_mean(path.stem, shipped)}"
@@ -73,10 +75,12 @@ def resolve(config: dict[str, Any]) -> RunSettings:
     loss = config.get("loss", RunSettings.loss)
     sampler = config.get("sampler", RunSettings.sampler)
     require(isinstance(loss, str), "loss", loss, "a name such as 'ddl' or 'arcface'")
+    require(isinstance(sampler, str), "sampler", sampler, "a name such as 'pairs' or 'images'")
     get_loss(loss), get_sampler(sampler)
     for name in own:
         if name in config and name not in (loss, sampler):
             raise UserError(f"config: options of {name!r}, but loss is {loss!r} and sampler {sampler!r}")
+        require(isinstance(config.get(name, {}), dict), name, config.get(name), "a dict of its options")
     values: dict[str, Any] = {name: config[name] for name in known if name in config}
     for name, cls in _NESTED.items():
         if values.get(name) is not None:
@@ -95,12 +99,17 @@ def _nested(name: str, cls: type, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """EasyDict and its lists as plain dicts, lists and tuples; EasyDict turns lists of dicts into its own."""
+    """EasyDict, lists, NumPy's numbers and paths as plain dicts, tuples, numbers and text.
+
+    EasyDict turns lists of dicts into its own types.
+    """
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(_plain(item) for item in value)
-    return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _execute(path: Path) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def _execute(path: Path) -> dict[str, Any]:
         names = runpy.run_path(str(path), run_name="recipe")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
     config = names.get("config")
     require(
@@ -120,8 +129,8 @@ def _execute(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _line_of(error: Exception, path: Path) -> str:
-    if isinstance(error, SyntaxError):
+def _line_of(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
         return f", line {error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""

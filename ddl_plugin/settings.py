@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,7 +36,8 @@ def require(holds: bool, key: str, value: object, expected: str) -> None:
 
 
 def _number(key: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good = good and abs(value) <= sys.float_info.max  # not NaN, not infinite, no int beyond floats
     good = good and (value > low if above else value >= low) and value <= high
     bounds = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
     require(good, key, value, f"a number {bounds}")
@@ -54,6 +56,10 @@ def _choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _flag(key: str, value: Any) -> None:
     require(isinstance(value, bool), key, value, "True or False")
+
+
+def _text(key: str, value: Any, expected: str) -> None:
+    require(isinstance(value, str) and bool(value.strip()), key, value, expected)
 
 
 def unknown_keys(where: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
@@ -87,6 +93,7 @@ class Degradation:
         "occlude": (0.01, 1.0),
         "jpeg": (1, 100),
     }
+    _WHOLE: ClassVar[tuple[str, ...]] = ("size", "jpeg")
 
     def __post_init__(self) -> None:
         for name, (low, high) in self._BOUNDS.items():
@@ -95,10 +102,11 @@ class Degradation:
                 continue
             pair = (value, value) if isinstance(value, (int, float)) else value
             good = isinstance(pair, (tuple, list)) and len(pair) == 2
-            good = good and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair)
+            kind, types = ("whole number", int) if name in self._WHOLE else ("number", (int, float))
+            good = good and all(isinstance(v, types) and not isinstance(v, bool) for v in pair)
             good = good and low <= pair[0] <= pair[1] <= high
-            expected = f"a number or a pair (low, high) within {low:g}..{high:g}"
-            require(good, f"hard: {name}", value, expected)
+            expected = f"a {kind} or a pair (low, high) of them within {low:g}..{high:g}"
+            require(good, f"ddl.hard: {name}", value, expected)
             object.__setattr__(self, name, tuple(pair))
 
     @property
@@ -122,7 +130,7 @@ class HardSettings:
         if isinstance(value, HardSettings):
             return value
         if isinstance(value, str):
-            return cls(rule=value)
+            value = {"rule": value}
         require(
             isinstance(value, dict) and bool(value),
             "ddl.hard",
@@ -132,9 +140,8 @@ class HardSettings:
         names = tuple(Degradation._BOUNDS)
         unknown_keys("ddl.hard", value, ("rule", *names))
         rule = value.get("rule")
-        require(
-            rule is None or isinstance(rule, str), "ddl.hard: rule", rule, "a rule such as 'abs(yaw) > 45'"
-        )
+        if rule is not None:
+            _text("ddl.hard: rule", rule, "a rule such as 'abs(yaw) > 45'")
         return cls(rule, Degradation(**{name: value[name] for name in names if name in value}))
 
     @property
@@ -180,7 +187,8 @@ class DDLSettings:
         object.__setattr__(self, "hard", tuple(HardSettings.parse(h) for h in hard))
         for h in self.hard:
             require(h.rule is not None or h.degradation.active, "ddl.hard", h, "a rule or a degradation")
-        require(self.easy is None or isinstance(self.easy, str), "ddl.easy", self.easy, "a rule or None")
+        if self.easy is not None:
+            _text("ddl.easy", self.easy, "a rule such as 'abs(yaw) < 10', or None for every record")
         for name in ("lambda_pos", "lambda_neg", "lambda_order"):
             _number(f"ddl.{name}", getattr(self, name), 0.0)
         _whole("ddl.bins", self.bins, 2)
@@ -222,11 +230,17 @@ class IdentificationSettings:
     sizes: tuple[str | int, ...] = ("full",)  # side of the probe in pixels, or 'full'
 
     def __post_init__(self) -> None:
-        sizes = (self.sizes,) if isinstance(self.sizes, (str, int)) else tuple(self.sizes)
+        _text("identification.rec", self.rec, "a .rec file, by path or by its name in dataset_path")
+        if self.protocol is not None:
+            _text("identification.protocol", self.protocol, "a CSV file of record, role[, condition]")
+        sizes = (self.sizes,) if isinstance(self.sizes, (str, int)) else self.sizes
+        require(
+            isinstance(sizes, (tuple, list)), "identification.sizes", sizes, "a list such as ['full', 24]"
+        )
         for size in sizes:
             good = size == "full" or (isinstance(size, int) and 4 <= size <= 112)
             require(good, "identification.sizes", size, "'full' or pixels within 4..112")
-        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "sizes", tuple(sizes))
 
 
 @dataclass(frozen=True)
@@ -274,7 +288,16 @@ class RunSettings:
     baseline: bool = False  # also fine-tune with the identity loss alone on the same batches
 
     def __post_init__(self) -> None:
-        require(bool(self.dataset_path), "dataset_path", self.dataset_path, "the folder of train.rec")
+        _text("dataset_path", self.dataset_path, "the folder of train.rec, or 'synthetic'")
+        require(
+            isinstance(self.pretrained, str), "pretrained", self.pretrained, "text such as 'PREFIX,EPOCH'"
+        )
+        for name, expected in (
+            ("attributes", "a .npz or .csv table"),
+            ("network", "the name of a graph such as 'y1'"),
+        ):
+            if getattr(self, name) is not None:
+                _text(name, getattr(self, name), expected)
         for name in ("data_rand_mirror", "bn_frozen", "baseline"):
             _flag(name, getattr(self, name))
         for name, low in (
@@ -293,13 +316,15 @@ class RunSettings:
         require(self.mom < 1, "mom", self.mom, "a number below 1")
         for name in ("loss_m1", "loss_m2", "loss_m3", "loss_s"):
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), 0.0)
+                _number(name, getattr(self, name), 0.0, above=name == "loss_s")
         _choice("fc7_init", self.fc7_init, FC7_INITS)
-        require(
-            isinstance(self.rename, dict), "rename", self.rename, "a dict {name in checkpoint: name in graph}"
-        )
-        targets = (self.val_targets,) if isinstance(self.val_targets, str) else tuple(self.val_targets)
-        object.__setattr__(self, "val_targets", targets)
+        good = isinstance(self.rename, dict)
+        good = good and all(isinstance(name, str) for pair in self.rename.items() for name in pair)
+        require(good, "rename", self.rename, "a dict {name in checkpoint: name in graph}")
+        targets = (self.val_targets,) if isinstance(self.val_targets, str) else self.val_targets
+        good = isinstance(targets, (tuple, list)) and all(isinstance(name, str) and name for name in targets)
+        require(good, "val_targets", targets, "names of .bin sets, e.g. ['lfw', 'cfp_fp']")
+        object.__setattr__(self, "val_targets", tuple(targets))
         object.__setattr__(self, "lr_steps", self._resolved_lr_steps())
         require(
             bool(self.pretrained) or self.network is not None,
@@ -321,19 +346,33 @@ class RunSettings:
             return (self.max_steps // 2,) if self.max_steps > 1 else ()
         if isinstance(steps, str):  # InsightFace writes '100000,160000'
             steps = [int(part) if part.strip().isdigit() else part for part in steps.split(",") if part]
-        steps = (steps,) if isinstance(steps, int) else tuple(steps)
-        good = all(isinstance(s, int) and s > 0 for s in steps) and list(steps) == sorted(set(steps))
+        steps = (steps,) if isinstance(steps, int) else steps
+        good = isinstance(steps, (tuple, list))
+        good = good and all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in steps)
+        good = good and list(steps) == sorted(set(steps))
         require(good, "lr_steps", self.lr_steps, "increasing steps, e.g. [500, 800]")
-        return steps
+        return tuple(steps)
 
     def _check_batch(self) -> None:
-        if self.sampler != "pairs":
+        alone = self.loss in IDENTITY_LOSSES
+        if self.sampler == "images":
+            require(
+                alone,
+                "sampler",
+                self.sampler,
+                f"batches of distributions such as 'pairs' for loss {self.loss!r}",
+            )
+            singles = self.ddl is not None and self.ddl.identity_rows == "singles"
+            require(not singles, "ddl.identity_rows", "singles", "'all' for sampler 'images'")
+        if self.sampler != "pairs" and alone and (self.sampler == "images" or self.ddl is None):
             require(
                 self.per_batch_size is not None, "per_batch_size", None, "images per device for this sampler"
             )
             return
         if self.ddl is None:
-            raise UserError("ddl: expected a dict with b and hard, e.g. {'b': 16, 'hard': ['abs(yaw) > 45']}")
+            raise UserError(
+                "ddl: expected a dict with b and hard, e.g. {'b': 16, 'hard': ['abs(yaw) > 45']}, got None"
+            )
         rows, group = self.ddl.rows, 3 * (self.ddl.num_hard + 1)
         if self.per_batch_size not in (None, rows):
             near = max(2, round(self.per_batch_size / group))
@@ -345,7 +384,7 @@ class RunSettings:
     @property
     def batch_rows(self) -> int:
         """Images of one device's batch."""
-        return self.ddl.rows if self.sampler == "pairs" else self.per_batch_size
+        return self.ddl.rows if self.per_batch_size is None else self.per_batch_size
 
     @property
     def identity(self) -> str:

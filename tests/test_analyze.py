@@ -4,28 +4,10 @@ import sys
 
 import cv2
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from ddl_plugin.analyze import main
 from ddl_plugin.evaluation.bins import write_bin
-
-
-def save_model(path, bias):
-    """A network without weights: (pixels - bias) / 128, 8x8 means, flattened."""
-    nodes = [
-        helper.make_node("Sub", ["data", "mean"], ["centred"], name="Sub0"),
-        helper.make_node("Mul", ["centred", "scale"], ["scaled"], name="Mul0"),
-        helper.make_node("AveragePool", ["scaled"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Flatten", ["pooled"], ["fc1"]),
-    ]
-    constants = [helper.make_tensor("mean", TensorProto.FLOAT, [1], [bias]),
-                 helper.make_tensor("scale", TensorProto.FLOAT, [1], [1 / 128])]  # fmt: skip
-    data = helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, 112, 112])
-    output = helper.make_tensor_value_info("fc1", TensorProto.FLOAT, ["N", 588])
-    graph = helper.make_graph(nodes, "fake", [data], [output], constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
 
 
 def save_set(path, noise):
@@ -48,10 +30,10 @@ def save_set(path, noise):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, save_pooling_model):
     folder = tmp_path_factory.mktemp("analyze")
-    save_model(folder / "base.onnx", 127.5)
-    save_model(folder / "ddl.onnx", 100.0)
+    save_pooling_model(folder / "base.onnx", 127.5)
+    save_pooling_model(folder / "ddl.onnx", 100.0)
     save_set(folder / "easy.bin", 30)
     save_set(folder / "hard.bin", 250)
     return folder

@@ -4,32 +4,12 @@ import sys
 
 import cv2
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from ddl_plugin.data.records import RecordWriter
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluate import main, model_names
 from ddl_plugin.evaluation.bins import write_bin
-
-
-def save_model(path, bias):
-    """A network without weights: 8x8 means of the pixels, flattened; `bias` is subtracted first."""
-    nodes = [
-        helper.make_node("Sub", ["data", "mean"], ["centred"], name="Sub0"),
-        helper.make_node("Mul", ["centred", "scale"], ["scaled"], name="Mul0"),
-        helper.make_node("AveragePool", ["scaled"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Flatten", ["pooled"], ["fc1"]),
-    ]
-    constants = [helper.make_tensor("mean", TensorProto.FLOAT, [1], [bias]),
-                 helper.make_tensor("scale", TensorProto.FLOAT, [1], [1 / 128])]  # fmt: skip
-    data = helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, 112, 112])
-    output = helper.make_tensor_value_info("fc1", TensorProto.FLOAT, ["N", 588])
-    graph = helper.make_graph(nodes, "fake", [data], [output], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.save(model, str(path))
-    return str(path)
 
 
 def face(label, k=0):
@@ -45,10 +25,10 @@ def encoded(label, k):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, save_pooling_model):
     folder = tmp_path_factory.mktemp("evaluate")
-    save_model(folder / "base.onnx", 127.5)
-    save_model(folder / "shifted.onnx", 20.0)
+    save_pooling_model(folder / "base.onnx", 127.5)
+    save_pooling_model(folder / "shifted.onnx", 20.0)
     images, issame = [], []
     for pair in range(20):
         same = pair % 2 == 0

@@ -43,10 +43,7 @@ def test_synthetic_writes_a_data_set_a_sheet_and_json(tmp_path):
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        prepare.main()
-    assert ended.value.code == 2
+    assert prepare.main(arguments) == 2
     stderr = capsys.readouterr().err
     assert message in stderr
     assert stderr.count("\n") == 1

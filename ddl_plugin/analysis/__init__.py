@@ -1,1 +1,1 @@
-
+"""Distributions of similarities, measured and drawn."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl_plugin.backbone.networks import build_network
-from ddl_plugin.errors import UserError
+from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.export.graph import EMBEDDING, find_checkpoint, load_symbol
 from ddl_plugin.export.graph import cut as cut_graph
 from ddl_plugin.export.params import load_params, save_params
@@ -52,34 +52,40 @@ def load_backbone(
     """Read 'PREFIX,EPOCH' or a folder of ours; `network` builds the graph anew instead of reading it.
 
     Every array must have its place in the graph and the other way round, after `rename` (name in the
-    checkpoint -> name in the graph). Raises `UserError` naming what does not fit, or what is not finite.
+    checkpoint -> name in the graph). Raises `UserError` naming what does not fit, or what is not finite,
+    and where `emb_size` is given and the graph has another.
     """
     found = find_checkpoint(checkpoint)
     graph = load_symbol(found.symbol)
-    cut_graph(graph)  # names the candidates where there is no fc1_output
+    inner = cut_graph(graph)  # names the candidates where there is no fc1_output
     arg, aux = load_params(found.params)
     source = str(found.params)
+    for name in rename.keys() - arg.keys() - aux.keys():
+        raise UserError(f"rename: no array {name!r} in {source}{did_you_mean(name, (*arg, *aux))}")
     arg, aux = renamed(arg, rename, source), renamed(aux, rename, source)
     if network is None:
         symbol = mx.sym.load(str(found.symbol)).get_internals()[EMBEDDING]
     else:
         symbol = build_network(network, emb_size)
-    wanted_arg, wanted_aux, size = expected_shapes(symbol)
-    # What trained beside the backbone (classifier, loss heads) belongs to the file's own graph.
-    heads = set(graph.variables) - set(symbol.list_inputs()) if network is None else set()
+    wanted_arg, wanted_aux, size = expected_shapes(symbol, str(found.symbol) if network is None else network)
+    if emb_size not in (None, size):
+        raise UserError(f"emb_size: expected {size} as in the graph of {found.symbol}, got {emb_size}")
+    # What trained beside the backbone in the file's own graph: classifier, loss heads.
+    heads = set(graph.variables) - set(inner.variables)
     heads |= {name for name in arg if name.startswith("fc7")}
     backbone_arg = {name: array for name, array in arg.items() if name not in heads}
     require_match(wanted_arg, backbone_arg, source)
     require_match(wanted_aux, {n: a for n, a in aux.items() if n not in heads}, source)
     aux = {name: aux[name] for name in wanted_aux}
-    require_finite({**backbone_arg, **aux}, source)
-    return Backbone(symbol, backbone_arg, aux, size, source, arg.get("fc7_weight"))
+    fc7 = {name: array for name, array in arg.items() if name == "fc7_weight"}
+    require_finite({**backbone_arg, **aux, **fc7}, source)
+    return Backbone(symbol, backbone_arg, aux, size, source, fc7.get("fc7_weight"))
 
 
 def new_backbone(network: str, emb_size: int | None, seed: int) -> Backbone:
     """A graph with random weights (He initialisation, as InsightFace's trainer)."""
     symbol = build_network(network, emb_size)
-    wanted_arg, wanted_aux, size = expected_shapes(symbol)
+    wanted_arg, wanted_aux, size = expected_shapes(symbol, network)
     mx.random.seed(seed)
     initializer = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
     attributes = symbol.attr_dict()
@@ -95,10 +101,21 @@ def new_backbone(network: str, emb_size: int | None, seed: int) -> Backbone:
 
 
 def expected_shapes(
-    symbol: mx.sym.Symbol,
+    symbol: mx.sym.Symbol, source: str
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], int]:
-    """Shapes of the parameters and of the auxiliary states by name, and the embedding's length."""
-    arg_shapes, out_shapes, aux_shapes = symbol.infer_shape(data=(1, *IMAGE_SHAPE))
+    """Shapes of the parameters and of the auxiliary states by name, and the embedding's length.
+
+    Raises `UserError` naming `source` where the graph does not make one vector of an image.
+    """
+    try:
+        arg_shapes, out_shapes, aux_shapes = symbol.infer_shape(data=(1, *IMAGE_SHAPE))
+        fits = out_shapes is not None and len(out_shapes[0]) == 2
+    except (ValueError, mx.base.MXNetError):
+        fits = False
+    if not fits or "data" not in symbol.list_arguments():
+        raise UserError(
+            f"{source}: expected a graph from `data` (n, 3, 112, 112) to {EMBEDDING} (n, emb_size)"
+        )
     arg = dict(zip(symbol.list_arguments(), arg_shapes, strict=True))
     del arg["data"]
     return arg, dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True)), out_shapes[0][1]
@@ -114,7 +131,7 @@ def renamed(arrays: Arrays, rename: Mapping[str, str], source: str) -> Arrays:
 
 def require_match(wanted: Mapping[str, tuple[int, ...]], given: Arrays, source: str) -> None:
     """Raise `UserError` unless `given` holds exactly the names and shapes of `wanted`."""
-    for name in wanted.keys() & given.keys():
+    for name in sorted(wanted.keys() & given.keys()):
         if given[name].shape != wanted[name]:
             raise UserError(
                 f"{source}: array {name!r}: expected the graph's shape {wanted[name]}, got {given[name].shape}; "
@@ -125,13 +142,12 @@ def require_match(wanted: Mapping[str, tuple[int, ...]], given: Arrays, source: 
         name, shape = missing[0], wanted[missing[0]]
         raise UserError(
             f"{source}: no array for {name!r} {shape} of the graph"
-            f"{_and_more(missing)}{_likely(name, [e for e in extra if given[e].shape == shape], forward=False)}"
+            f"{_and_more(missing)}{_likely(name, [e for e in extra if given[e].shape == shape])}"
         )
     if extra:
-        name, shape = extra[0], given[extra[0]].shape
         raise UserError(
-            f"{source}: array {name!r} {shape} has no place in the graph"
-            f"{_and_more(extra)}{_likely(name, [m for m in wanted if wanted[m] == shape], forward=True)}"
+            f"{source}: array {extra[0]!r} {given[extra[0]].shape} has no place in the graph{_and_more(extra)}, "
+            f"whose other arrays are all there: is this the checkpoint of another network?"
         )
 
 
@@ -139,14 +155,11 @@ def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _likely(name: str, candidates: list[str], *, forward: bool) -> str:
+def _likely(name: str, candidates: list[str]) -> str:
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.4) or candidates[:1]
     if not close:
         return "; no array of that shape is left over: is this the checkpoint of another network?"
-    old, new = (name, close[0]) if forward else (close[0], name)
-    return (
-        f"; likely match {close[0]!r}: set rename = {{{old!r}: {new!r}}} in the recipe if they are the same"
-    )
+    return f"; likely match {close[0]!r}: set rename = {{{close[0]!r}: {name!r}}} in the recipe if they are the same"
 
 
 def require_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:

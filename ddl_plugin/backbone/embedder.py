@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddl_plugin.backbone.checkpoint import IMAGE_SHAPE, Backbone, load_backbone
+from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.mxnet_setup import mx
 
@@ -19,6 +20,7 @@ class MXNetEmbedder:
 
     def __init__(self, backbone: Backbone, context: mx.Context | None = None, batch: int = 32):
         self._batch = batch
+        self._source = backbone.source
         self.emb_size = backbone.emb_size
         self._context = context or mx.cpu()
         shapes = {"data": (batch, *IMAGE_SHAPE)}
@@ -34,6 +36,9 @@ class MXNetEmbedder:
         )
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        channels, *sides = IMAGE_SHAPE
+        if images.shape[1:] != (*sides, channels):
+            raise UserError(f"{self._source}: expected images (n, 112, 112, 3), got {images.shape}")
         result = np.empty((len(images), self.emb_size), np.float32)
         for start in range(0, len(images), self._batch):
             part = images[start : start + self._batch]

@@ -62,7 +62,7 @@ def count_prelu(symbol: mx.sym.Symbol) -> int:
 
 
 def _attributes(node: Node) -> dict[str, str]:
-    return node.get("attrs") or node.get("attr") or node.get("param") or {}
+    return node.get("attrs", {})  # `tojson` writes no older names
 
 
 class _Rebuilt:
@@ -71,7 +71,7 @@ class _Rebuilt:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
 
-    def add(self, op: str, name: str, inputs: list[list[int]], **attributes: str) -> list[int]:
+    def add(self, op: str, name: str, inputs: list[list[int]], /, **attributes: str) -> list[int]:
         node: Node = {"op": op, "name": name, "inputs": inputs}
         if attributes:
             node["attrs"] = attributes

@@ -1,1 +1,1 @@
-
+"""From RecordIO files to batches: records, attributes, partition, pairs, sampler, iterator."""

@@ -1,1 +1,1 @@
-
+"""Embeddings turned into numbers: verification, identification, metrics."""

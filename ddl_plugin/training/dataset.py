@@ -42,7 +42,7 @@ def dataset_folder(settings: RunSettings) -> Path:
     if not (folder / "train.rec").is_file():
         raise UserError(
             f"dataset_path: expected train.rec and train.idx in {str(folder)!r}, found no train.rec; "
-            f"set dataset_path in the recipe or on the command line (dataset_path=FOLDER)"
+            f"the recipe's header names the data; dataset_path=FOLDER on the command line sets another place"
         )
     return folder
 

@@ -13,9 +13,7 @@ from ddl_plugin.export.params import load_params, save_params
 
 def in_process(*arguments):
     """The exit code of the command."""
-    with pytest.raises(SystemExit) as ending:
-        command.main([str(argument) for argument in arguments])
-    return ending.value.code
+    return command.main([str(argument) for argument in arguments])
 
 
 def test_exports_checks_and_reports(checkpoint, tmp_path):
