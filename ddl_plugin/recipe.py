@@ -68,7 +68,6 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
 
 def resolve(config: dict[str, Any]) -> RunSettings:
     """The settings that a recipe's dictionary means."""
-    config = dict(config)
     known = [name for name in field_names(RunSettings) if name not in _HIDDEN]
     own = [name for name in (*LOSSES, *SAMPLERS) if name not in known]
     unknown_keys("config", config, (*known, *own))

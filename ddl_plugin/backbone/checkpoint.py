@@ -64,7 +64,7 @@ def load_backbone(
         raise UserError(f"rename: no array {name!r} in {source}{did_you_mean(name, (*arg, *aux))}")
     arg, aux = renamed(arg, rename, source), renamed(aux, rename, source)
     if network is None:
-        symbol = mx.sym.load(str(found.symbol)).get_internals()[EMBEDDING]
+        symbol = _load_symbol(found.symbol)
     else:
         symbol = build_network(network, emb_size)
     wanted_arg, wanted_aux, size = expected_shapes(symbol, str(found.symbol) if network is None else network)
@@ -80,6 +80,13 @@ def load_backbone(
     fc7 = {name: array for name, array in arg.items() if name == "fc7_weight"}
     require_finite({**backbone_arg, **aux, **fc7}, source)
     return Backbone(symbol, backbone_arg, aux, size, source, fc7.get("fc7_weight"))
+
+
+def _load_symbol(path: Path) -> mx.sym.Symbol:
+    try:
+        return mx.sym.load(str(path)).get_internals()[EMBEDDING]
+    except mx.base.MXNetError as error:
+        raise UserError(f"{path}: expected a graph of this MXNet's operators: {error}") from error
 
 
 def new_backbone(network: str, emb_size: int | None, seed: int) -> Backbone:

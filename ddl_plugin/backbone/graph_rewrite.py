@@ -18,9 +18,10 @@ Node = dict[str, Any]
 
 
 def with_fast_prelu(symbol: mx.sym.Symbol, shapes: Mapping[str, tuple[int, ...]]) -> mx.sym.Symbol:
-    """Replace every PReLU by relu and a depthwise convolution.
+    """Replace every PReLU on feature maps by relu and a depthwise convolution.
 
-    `shapes` holds the shape (C,) of each slope, by name.
+    `shapes` holds the shape (C,) of each slope, by name. A PReLU with one slope for all channels, or on
+    vectors, stays: neither is a depthwise convolution, nor slow.
     """
 
     def replace(graph: _Rebuilt, node: Node, inputs: list[list[int]]) -> int | None:
@@ -29,6 +30,8 @@ def with_fast_prelu(symbol: mx.sym.Symbol, shapes: Mapping[str, tuple[int, ...]]
         x, slope = inputs
         slope_node = graph.nodes[slope[0]]
         channels = shapes[slope_node["name"]][0]
+        if channels == 1 or not graph.is_feature_map(x):
+            return None
         # Shape inference does not run backwards through Reshape, so the slope states its own.
         slope_node.setdefault("attrs", {})["__shape__"] = str((channels,))
         name = node["name"]
@@ -56,11 +59,6 @@ def with_frozen_batchnorm(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     return _rewrite(symbol, replace)
 
 
-def count_prelu(symbol: mx.sym.Symbol) -> int:
-    nodes = json.loads(symbol.tojson())["nodes"]
-    return sum(n["op"] == "LeakyReLU" and _attributes(n).get("act_type") == "prelu" for n in nodes)
-
-
 def _attributes(node: Node) -> dict[str, str]:
     return node.get("attrs", {})  # `tojson` writes no older names
 
@@ -77,6 +75,13 @@ class _Rebuilt:
             node["attrs"] = attributes
         self.nodes.append(node)
         return [len(self.nodes) - 1, 0, 0]
+
+    def is_feature_map(self, entry: list[int]) -> bool:
+        """Whether an entry is (n, C, H, W), told from the nearest layer before it that settles it."""
+        node = self.nodes[entry[0]]
+        while node["op"] not in ("FullyConnected", "Flatten", "Convolution", "Pooling", "null"):
+            node = self.nodes[node["inputs"][0][0]]
+        return node["op"] not in ("FullyConnected", "Flatten")
 
 
 def _rewrite(

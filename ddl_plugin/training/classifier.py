@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from ddl_plugin.backbone.checkpoint import Backbone
+from ddl_plugin.backbone.checkpoint import Backbone, require_finite
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.settings import RunSettings
@@ -48,6 +48,7 @@ def _from_checkpoint(backbone: Backbone, shape: tuple[int, int]) -> np.ndarray:
             f"fc7_init: expected fc7_weight of shape {shape} (identities, embedding) in {backbone.source}, "
             f"got {backbone.fc7.shape}; for other identities use fc7_init = 'mean'"
         )
+    require_finite({"fc7_weight": backbone.fc7}, backbone.source)
     return backbone.fc7.astype(np.float32)
 
 
@@ -67,7 +68,8 @@ def mean_embeddings(
     """Unit mean of the unit embeddings of each identity, (classes, D) float32, and which have one."""
     sums = np.zeros(shape, np.float64)
     for start in tqdm(
-        range(0, len(positions), batch), "classifier from mean embeddings", disable=not progress
+        range(0, len(positions), batch), "classifier from mean embeddings", unit="batch", leave=False,
+        disable=not progress,
     ):
         part = positions[start : start + batch]
         vectors = embed(records.images(part)).astype(np.float64)

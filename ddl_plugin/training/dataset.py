@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +70,21 @@ def open_partition(settings: RunSettings) -> tuple[Path, Records, Partition | No
 
 
 def open_dataset(
-    settings: RunSettings, embed: Embed, model_hash: str, cache: Path, say: Say, progress: bool
+    settings: RunSettings, embed: Embed | None, model_hash: str, cache: Path, say: Say, progress: bool
 ) -> Dataset:
     """Open the records, split them and get the positive pairs, from `cache` where they still hold.
 
     `embed` is the base model and `model_hash` what it is known by: pairs of another model, partition or
-    record file are made anew, and why is said.
+    record file are made anew, and why is said. `embed` None: training from scratch, where there is no model
+    to build pairs with; `UserError` if the sampler draws them.
     """
     folder, records, partition = open_partition(settings)
-    if settings.sampler == "images" or partition is None:
+    if settings.sampler == "pairs" and embed is None:
+        raise UserError(
+            "pretrained: expected a checkpoint, with which positive pairs are built, got none; "
+            "name one, or train from scratch with sampler = 'images' first"
+        )
+    if settings.sampler == "images" or partition is None or embed is None:
         return Dataset(folder, records, partition, ())
     wanted = {
         "records": records.fingerprint(),
@@ -105,8 +112,6 @@ def describe_degradation(settings: RunSettings, k: int) -> dict | None:
 
 
 def _fingerprint(array: np.ndarray) -> str:
-    import hashlib
-
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from ddl_plugin.backbone.checkpoint import Backbone
@@ -23,6 +24,16 @@ def identity_settings(settings: RunSettings) -> IdentitySettings:
     return IdentitySettings.preset(
         settings.identity, rows=rows, fc7_lr_mult=float(settings.fc7_lr_mult), **changes
     )
+
+
+def fixed_gammas(symbol: mx.sym.Symbol) -> list[str]:
+    """The gammas that MXNet takes for 1 whatever they hold (BatchNorm's `fix_gamma`, its default).
+
+    Weight decay moves them where several devices train; readers other than MXNet take what is stored.
+    """
+    nodes = json.loads(symbol.tojson())["nodes"]
+    fixed = (n for n in nodes if n["op"] == "BatchNorm" and n.get("attrs", {}).get("fix_gamma", "True") in ("True", "1"))
+    return [nodes[node["inputs"][1][0]]["name"] for node in fixed]
 
 
 def training_graph(

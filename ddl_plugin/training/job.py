@@ -7,6 +7,7 @@ import dataclasses
 import json
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from ddl_plugin.training.dataset import Dataset, dataset_folder, open_dataset, s
 from ddl_plugin.training.trainer import STATE_FILE, Trainer, Validate
 
 _DONE = "done.json"  # in a run's folder: the settings it was trained with
+_RECIPE = "recipe.json"  # the resolved settings of the job
+_PRETRAINING = "pretraining"  # folder of the base model's own run, where a recipe trains it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +65,12 @@ def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
 
     Raises `UserError` where the folder holds other or unfinished work that would be lost.
     """
-    _protect(job, resume)
-    write_json(job.output / "recipe.json", describe(job.settings))
-    prepared = prepare(job)
+    if resume:
+        _require_same_work(job)
+    else:
+        _protect(job)
+        write_json(job.output / _RECIPE, describe(job.settings))
+    prepared = prepare(job, _backbone(job), job.output)
     models = {"base": prepared.base_onnx} if prepared.base_onnx else {}
     speeds = {}
     for settings in _runs(job.settings):
@@ -74,20 +80,22 @@ def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
     return _report(job, prepared, models, speeds)
 
 
-def prepare(job: Job) -> Prepared:
-    """Base model, its ONNX file, records, partition, pairs, and the classifier's first rows."""
+def prepare(job: Job, backbone: Backbone, models: Path, cache: Path | None = None) -> Prepared:
+    """Base model, its ONNX file, records, partition, pairs, and the classifier's first rows.
+
+    The base model is written into the folder `models`; pairs into `cache`, default pairs.npz there.
+    """
     settings = job.settings
     folder = dataset_folder(settings)
     report.open_bins(settings, folder)  # a mistyped val_targets is said now, not after the training
-    backbone = _backbone(job)
     base_onnx, embed, base_hash = None, None, ""
     if settings.pretrained:
         # Saved as it trains, with `rename` applied, so that everything later reads one kind of file.
-        save_backbone(job.output / "base" / "model", 0, backbone.symbol, backbone.arg, backbone.aux)
-        base_onnx = convert(f"{job.output / 'base' / 'model'},0", job.output / "base.onnx")
+        save_backbone(models / "base" / "model", 0, backbone.symbol, backbone.arg, backbone.aux)
+        base_onnx = convert(f"{models / 'base' / 'model'},0", models / "base.onnx")
         embed = OnnxEmbedder(base_onnx)
-        base_hash = sha256(job.output / "base" / "model-0000.params")
-    dataset = open_dataset(settings, embed, base_hash, job.output / "pairs.npz", job.say, job.progress)
+        base_hash = sha256(models / "base" / "model-0000.params")
+    dataset = open_dataset(settings, embed, base_hash, cache or models / "pairs.npz", job.say, job.progress)
     _require_labels(dataset)
     rows = summary_rows(dataset)
     if rows:
@@ -97,9 +105,15 @@ def prepare(job: Job) -> Prepared:
 
 
 def dry_run(job: Job) -> None:
-    """Print the resolved recipe, the distributions, the batch layout, memory, and one step's terms."""
+    """Print the resolved recipe, the distributions, the batch layout, memory, and one step's terms.
+
+    Trains nothing, and leaves nothing but the positive pairs, which a run will need too.
+    """
     job.say(json.dumps(describe(job.settings), indent=2))
-    prepared = prepare(job)
+    with tempfile.TemporaryDirectory() as scratch:
+        backbone, real = _backbone_or_stand_in(job)
+        cache = job.output / "pairs.npz" if real else None
+        prepared = prepare(job, backbone, Path(scratch), cache)
     trainer = _trainer(job, job.settings, prepared, job.output / job.settings.loss, None)
     job.say(_batch_layout(job) + "\n")
     terms = trainer.first_terms()
@@ -144,28 +158,47 @@ def _backbone(job: Job) -> Backbone:
     settings = job.settings
     if not settings.pretrained:
         return new_backbone(settings.network, settings.emb_size, settings.seed)
-    checkpoint = settings.pretrained
-    if checkpoint.endswith(".py"):
-        checkpoint = str(_base_by_recipe(job, checkpoint))
+    if settings.pretrained.endswith(".py"):
+        return _load(settings, str(_trained_by_recipe(_base_job(job))))
+    return _load(settings, settings.pretrained)
+
+
+def _load(settings: RunSettings, checkpoint: str) -> Backbone:
     return load_backbone(
         checkpoint, network=settings.network, emb_size=settings.emb_size, rename=settings.rename
     )
 
 
-def _base_by_recipe(job: Job, name: str) -> Path:
-    """The folder of the model that the recipe `name` trains; trained now unless it is there already."""
+def _backbone_or_stand_in(job: Job) -> tuple[Backbone, bool]:
+    """The base model, and True; for one that a recipe has still to train its network untrained, and False."""
+    if not job.settings.pretrained.endswith(".py"):
+        return _backbone(job), True
+    base = _base_job(job)
+    if _is_done(base.output / base.settings.loss, base.settings):
+        return _backbone(job), True
+    job.say(
+        f"base model: {base.recipe.name} has not trained it yet; here its network stands in with random weights, "
+        f"so pairs and terms are not those of the run"
+    )
+    return _backbone_or_stand_in(base)[0], False
+
+
+def _base_job(job: Job) -> Job:
+    """The job of the recipe that `pretrained` names: a file beside the job's own recipe, or a shipped one."""
+    name = job.settings.pretrained
     beside = job.recipe.parent / name
-    settings = load_recipe(str(beside if beside.is_file() else name))
-    settings = dataclasses.replace(settings, seed=job.settings.seed)
-    base = dataclasses.replace(
-        job, settings=settings, recipe=find_recipe(name) if not beside.is_file() else beside,
-        output=job.output / "pretraining",
-    )  # fmt: skip
-    folder = base.output / settings.loss
-    if not _is_done(folder, settings):
-        job.say(f"base model: training it by {name}")
-        prepared = prepare(base)
-        _train(base, settings, prepared, folder, resume=True)
+    recipe = beside if beside.is_file() else find_recipe(name)
+    settings = dataclasses.replace(load_recipe(str(recipe)), seed=job.settings.seed)
+    return dataclasses.replace(job, settings=settings, recipe=recipe, output=job.output / _PRETRAINING)
+
+
+def _trained_by_recipe(base: Job) -> Path:
+    """The folder of the model that the job trains; trained now unless it is there already."""
+    folder = base.output / base.settings.loss
+    if not _is_done(folder, base.settings):
+        base.say(f"base model: training it by {base.recipe.name}")
+        prepared = prepare(base, _backbone(base), base.output)
+        _train(base, base.settings, prepared, folder, resume=True)
     return folder
 
 
@@ -185,6 +218,7 @@ def _train(
     seconds = time.perf_counter() - began
     speed = {"seconds": round(seconds, 1), "images_per_second": round(trainer.median_rate(), 1)}
     write_json(folder / _DONE, {"settings": describe(settings), "speed": speed})
+    (folder / STATE_FILE).unlink(missing_ok=True)
     return speed
 
 
@@ -279,28 +313,43 @@ def _is_done(folder: Path, settings: RunSettings) -> bool:
     path = folder / _DONE
     if not path.is_file():
         return False
-    recorded = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    wanted = json.loads(json.dumps(describe(settings)))
-    for key, value in wanted.items():
-        if recorded.get(key) != value:
-            raise UserError(
-                f"{folder}: holds a finished run with {key} = {recorded.get(key)!r}, the recipe says {value!r}; "
-                f"use another --output, or delete the folder"
-            )
+    changed = _difference(json.loads(path.read_text(encoding="utf-8"))["settings"], settings)
+    if changed:
+        raise UserError(f"{folder}: {changed} was finished here; use another --output, or delete the folder")
     return True
 
 
-def _protect(job: Job, resume: bool) -> None:
-    """Without --resume, refuse a folder whose work would be lost."""
-    if resume:
-        return
-    for settings in _runs(job.settings):
-        folder = job.output / settings.loss
-        for name, what in ((STATE_FILE, "an unfinished run"), (_DONE, "a finished run")):
-            if (folder / name).is_file():
-                raise UserError(
-                    f"--output: {folder} holds {what}; add --resume to go on with it, or use another --output"
-                )
+def _difference(recorded: dict[str, Any], settings: RunSettings) -> str | None:
+    """'lr is 0.2, but a run with 0.1' for the first setting that differs."""
+    for key, value in json.loads(json.dumps(describe(settings))).items():
+        if recorded.get(key) != value:
+            return f"{key} is {value!r}, but a run with {recorded.get(key)!r}"
+    return None
+
+
+def _protect(job: Job) -> None:
+    """Without --resume, refuse a folder whose work would be lost, be it of this recipe or another."""
+    for name, what in ((STATE_FILE, "an unfinished run"), (_DONE, "a finished run")):
+        for path in sorted(job.output.glob(f"*/{name}")):
+            raise UserError(
+                f"--output: {path.parent} holds {what}; add --resume to go on with it, or use another --output"
+            )
+
+
+def _require_same_work(job: Job) -> None:
+    """With --resume, refuse a folder in which nothing was begun, it is probably mistyped, or something else was."""
+    places = [f"{folder}*/{name}" for folder in ("", f"{_PRETRAINING}/") for name in (STATE_FILE, _DONE)]
+    if not any(path for place in places for path in job.output.glob(place)):
+        raise UserError(
+            f"--resume: expected a run to go on with in {job.output}, found none; check --output, or run without --resume"
+        )
+    begun = job.output / _RECIPE
+    if begun.is_file():
+        changed = _difference(json.loads(begun.read_text(encoding="utf-8")), job.settings)
+        if changed:
+            raise UserError(
+                f"--resume: {changed} was begun in {job.output}; set it back, or use another --output"
+            )
 
 
 def _require_labels(dataset: Dataset) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from ddl_plugin.files import write_text
+
 
 class RunLog:
     """Appends to log.jsonl and tensorboard/ in `folder`. Steps from `start` on that a log of an earlier,
@@ -25,7 +27,7 @@ class RunLog:
             return
         lines = self._path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if (row := _parsed(line)) and row["step"] < start]
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One line {"kind", "step", ...values}; `kind` is 'train' or 'validation'."""

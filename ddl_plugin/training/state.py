@@ -6,6 +6,7 @@ Sampler, mirrors and degradations are pure functions of (seed, step), so the ste
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ddl_plugin.errors import UserError
 from ddl_plugin.files import replaced
 
 _FORMAT = 1
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class RunState:
 
 
 def save_state(path: Path, state: RunState, settings: dict) -> None:
-    """`settings` are the resolved ones: a run resumes only as the run that it was."""
+    """`settings` are JSON values of all that makes the run: it resumes only as the run that it was."""
     arrays = {f"arg:{name}": array for name, array in state.arg.items()}
     arrays |= {f"aux:{name}": array for name, array in state.aux.items()}
     meta = json.dumps({"format": _FORMAT, "step": state.step, "best": state.best, "settings": settings})
@@ -46,8 +48,10 @@ def load_state(path: Path, settings: dict) -> RunState:
             meta = json.loads(str(file["meta"]))
             arrays = {name: file[name] for name in file.files if ":" in name}
             optimizer = file["optimizer"].tobytes()
+        if meta["format"] != _FORMAT:
+            raise ValueError(f"expected format {_FORMAT}, got {meta['format']}")
         step, best, recorded = meta["step"], meta["best"], meta["settings"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"--resume: {path} is damaged ({error}); delete it and run without --resume"
         ) from error

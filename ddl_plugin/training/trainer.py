@@ -12,24 +12,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ddl_plugin.backbone.checkpoint import IMAGE_SHAPE, Arrays, Backbone, save_backbone
 from ddl_plugin.data.iterator import BatchIterator
-from ddl_plugin.errors import CheckError
+from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe
 from ddl_plugin.registry import get_sampler
 from ddl_plugin.settings import Degradation, RunSettings
 from ddl_plugin.training.dataset import Dataset
-from ddl_plugin.training.graph import training_graph
+from ddl_plugin.training.graph import fixed_gammas, training_graph
 from ddl_plugin.training.log import RunLog
 from ddl_plugin.training.state import RunState, load_state, save_state
 
 STATE_FILE = "state.npz"
 _EPOCH_OF_LAST = 1  # the number in model-0001.params: a run has one last model, and one best
+_SAVE_EVERY = 600.0  # seconds of training that a crash may cost
+#: Loss terms first, so that a narrow terminal cuts off what matters least.
+_BAR = "{desc} {percentage:3.0f}%|{bar:5}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 
 #: validate(backbone) -> (score, values for the log); the best checkpoint is that of the highest score.
 Validate = Callable[[Backbone], tuple[float, dict[str, float]]]
@@ -41,7 +45,8 @@ class Trainer:
     model-symbol.json, model-0001.params   the last backbone (without classifier and losses)
     best-symbol.json, best-0001.params     the one of the highest validation score, if there is validation
     log.jsonl, tensorboard/                the terms of every step
-    state.npz                              only while the run is unfinished
+    state.npz                              what `resume` starts from; whoever calls `run` deletes it when the
+                                           end of the run is noted elsewhere
     """
 
     def __init__(
@@ -78,12 +83,13 @@ class Trainer:
     def run(self, *, resume: bool = False) -> Backbone:
         """Train to `max_steps`; returns the last backbone. `resume` continues an unfinished run.
 
-        Ctrl-C finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN.
+        Ctrl-C finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN,
+        `UserError` where an image cannot be read: what was trained until then is saved.
         """
-        settings, start, optimizer_state = self._settings, 0, None
+        start, optimizer_state = 0, None
         arg, aux = {**self._backbone.arg, **self._fc7_arrays()}, self._backbone.aux
         if resume:
-            state = load_state(self._folder / STATE_FILE, describe(settings))
+            state = load_state(self._folder / STATE_FILE, self._identification())
             start, arg, aux, optimizer_state = state.step, state.arg, state.aux, state.optimizer
             self._best = state.best
         module = self._bound_module(arg, aux, start, optimizer_state)
@@ -95,7 +101,6 @@ class Trainer:
             log.close()
         trained = self._trained(module)
         self._save("model", trained)
-        (self._folder / STATE_FILE).unlink(missing_ok=True)
         return trained
 
     def first_terms(self) -> dict[str, float]:
@@ -118,37 +123,57 @@ class Trainer:
     def _steps(self, module, batches: BatchIterator, log: RunLog, start: int, interrupted: list) -> None:
         settings = self._settings
         bar = tqdm(
-            total=settings.max_steps,
-            initial=start,
-            desc=settings.loss,
-            unit="step",
-            disable=not self._progress,
-        )
+            total=settings.max_steps, initial=start, desc=settings.loss, bar_format=_BAR,
+            dynamic_ncols=True, disable=not self._progress,
+        )  # fmt: skip
+        saved = time.monotonic()
         with bar:
+            if 0 < start < settings.max_steps and self._due(start):
+                self._look(module, log, start)  # a state is saved before its validation
             for step in range(start, settings.max_steps):
                 began = time.perf_counter()
                 # Dropout draws from MXNet's generator; seeded by the step, a resumed run draws the same.
                 mx.random.seed(settings.seed * 1_000_003 + step)
-                module.forward_backward(batches.next())
+                batch = self._next_batch(batches, module, step)
+                statistics = _copied_statistics(module)
+                module.forward_backward(batch)
                 terms = self._terms(module)
-                self._stop_at_nan(module, step, terms)
+                self._stop_at_nan(module, step, terms, statistics)
                 module.update()
                 mx.nd.waitall()
                 rate = self._sampler.rows / (time.perf_counter() - began)
                 self._rates.append(rate)
                 log.write("train", step, {**terms, "lr": self._lr(step), "images_per_second": rate})
+                bar.set_postfix_str(_short(terms, rate), refresh=False)
                 bar.update()
-                bar.set_postfix_str(_short(terms, rate))
-                if interrupted:
+                due = self._due(step + 1)
+                if interrupted or due or time.monotonic() - saved > _SAVE_EVERY:
                     self._save_state(module, step + 1)
+                    saved = time.monotonic()
+                if interrupted:
                     raise KeyboardInterrupt(
                         f"saved after step {step + 1} of {settings.max_steps}; continue with --resume"
                     )
-                if settings.verbose and (step + 1) % settings.verbose == 0:
+                if due and step + 1 < settings.max_steps:
                     self._look(module, log, step + 1)
-                    self._save_state(module, step + 1)
-            if self._validate and not (settings.verbose and settings.max_steps % settings.verbose == 0):
-                self._look(module, log, settings.max_steps)
+            self._look(module, log, settings.max_steps)
+
+    def _due(self, step: int) -> bool:
+        """Whether the state is saved, and validated, after so many steps."""
+        return self._settings.verbose > 0 and step % self._settings.verbose == 0
+
+    def _next_batch(self, batches: BatchIterator, module, step: int):
+        """The batch of `step`; where an image cannot be read, what was trained is saved first."""
+        try:
+            return batches.next()
+        except UserError as error:
+            if step == 0:
+                raise
+            self._save_state(module, step)
+            raise UserError(
+                f"{error}; the run stopped at step {step}, its state is saved in {self._folder / STATE_FILE}: "
+                f"mend that record and continue with --resume"
+            ) from error
 
     def _look(self, module, log: RunLog, step: int) -> None:
         """Validate; keep the best."""
@@ -222,29 +247,39 @@ class Trainer:
             terms |= dict(zip(self._graph.term_names, map(float, values), strict=True))
         return terms
 
-    def _stop_at_nan(self, module, step: int, terms: dict[str, float]) -> None:
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+    def _stop_at_nan(self, module, step: int, terms: dict[str, float], statistics: list) -> None:
+        """`CheckError` naming the first term that is not finite; `statistics` are those before this step."""
+        values = dict(terms)
+        if self._graph.term_names:
+            loss = f"{self._settings.loss}_loss"  # a registered loss need not be among its own terms
+            values[loss] = float(module.get_outputs()[2].asnumpy().mean())
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         if not bad:
             return
         embedding = module.get_outputs()[0].asnumpy()
-        where = f"loss term {bad[0]!r} is {terms[bad[0]]}"
+        where = f"loss term {bad[0]!r} is {values[bad[0]]}"
         if not np.isfinite(embedding).all():
             rows = int((~np.isfinite(embedding).all(axis=1)).sum())
             where = f"the network's embedding has NaN in {rows} of {len(embedding)} rows, so {where}"
-        # The weights are still those before this step: nothing of it has been applied.
-        self._save_state(module, step)
+        kept = "nothing had been trained"
+        if step > 0:
+            # The update has not been applied, but BatchNorm has taken this step into its statistics.
+            _restore_statistics(module, statistics)
+            self._save_state(module, step)
+            kept = f"the state before this step is in {self._folder / STATE_FILE}"
         raise CheckError(
-            f"step {step}: {where}; stopped, the state before this step is in "
-            f"{self._folder / STATE_FILE}; lower lr or the weight of that term"
+            f"step {step}: {where}; stopped, {kept}; start anew with a lower lr or a lower weight of that term"
         )
 
     # -- saving ----------------------------------------------------------------------------------
 
     def _trained(self, module) -> Backbone:
         arg, aux = module.get_params()
+        arrays = {name: arg[name].asnumpy() for name in self._backbone.arg}
+        arrays |= {name: np.ones_like(arrays[name]) for name in fixed_gammas(self._backbone.symbol)}
         return dataclasses.replace(
             self._backbone,
-            arg={name: arg[name].asnumpy() for name in self._backbone.arg},
+            arg=arrays,
             aux={name: aux[name].asnumpy() for name in self._backbone.aux},
             source=str(self._folder),
             fc7=arg["fc7_weight"].asnumpy(),
@@ -266,12 +301,32 @@ class Trainer:
             optimizer,
             self._best,
         )
-        save_state(self._folder / STATE_FILE, state, describe(self._settings))
+        save_state(self._folder / STATE_FILE, state, self._identification())
+
+    def _identification(self) -> dict[str, Any]:
+        """All that an unfinished run must have in common with one that continues it."""
+        return {
+            **describe(self._settings),
+            "number of devices": len(self._contexts),
+            "number of images": len(self._dataset.records),
+            "number of identities": len(self._fc7),
+        }
 
 
 def _kvstore(contexts: Sequence[mx.Context]) -> str:
     """Gradients are summed on the GPUs where there are several, else on the CPU."""
     return "device" if contexts[0].device_type == "gpu" else "local"
+
+
+def _copied_statistics(module) -> list[list[mx.nd.NDArray]]:
+    """BatchNorm's moving statistics on each device, which a forward and backward pass changes."""
+    return [[array.copy() for array in executor.aux_arrays] for executor in module._exec_group.execs]
+
+
+def _restore_statistics(module, statistics: list[list[mx.nd.NDArray]]) -> None:
+    for executor, kept in zip(module._exec_group.execs, statistics, strict=True):
+        for array, value in zip(executor.aux_arrays, kept, strict=True):
+            value.copyto(array)
 
 
 def _planned_megabytes(module) -> float:
@@ -281,10 +336,12 @@ def _planned_megabytes(module) -> float:
 
 
 def _short(terms: dict[str, float], rate: float) -> str:
-    """The progress bar's text: the loss terms (not the per-distribution statistics) and the speed."""
+    """The progress bar's text: the speed, the loss terms, and of the statistics the margins."""
     shown = [n for n in terms if n.split("_")[0] not in ("mean", "intersection", "outliers", "margin")]
     shown += [n for n in terms if n.startswith("margin")]
-    return " ".join([*(f"{name}={terms[name]:.3g}" for name in shown), f"{rate:.0f} images/s"])
+    return " ".join(
+        [f"{rate:.0f} img/s", *(f"{name.removesuffix('_loss')} {terms[name]:.3g}" for name in shown)]
+    )
 
 
 @contextmanager

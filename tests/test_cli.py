@@ -1,0 +1,89 @@
+"""Exit codes, one line on stderr, and machine-readable results."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ddl_plugin.cli import INTERRUPTED, Parser, run, write_json
+from ddl_plugin.errors import CheckError, UserError
+
+
+def failing(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            UserError("lr: expected a number\n   >= 0,\tgot 'x'"),
+            2,
+            "error: lr: expected a number >= 0, got 'x'",
+        ),
+        (CheckError("difference 0.1"), 1, "check failed: difference 0.1"),
+        (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+    ],
+)
+def test_an_ending_is_one_line_and_an_exit_code(error, code, line, capsys):
+    assert run(failing(error)) == code
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_success_is_silent_and_0(capsys):
+    assert run(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_is_not_dressed_up_as_a_users_error():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+def test_a_parser_answers_in_one_line_that_points_to_help(capsys):
+    parser = Parser(prog="ddl")
+    parser.add_argument("--steps", type=int)
+    with pytest.raises(UserError, match=r"^argument --steps: invalid int value: 'x' \(see 'ddl --help'\)$"):
+        parser.parse_args(["--steps", "x"])
+    assert capsys.readouterr().err == ""
+
+
+def test_help_is_a_success(capsys):
+    with pytest.raises(SystemExit) as ending:
+        run(lambda: Parser(prog="ddl").parse_args(["--help"]))
+    assert ending.value.code == 0
+    assert "usage: ddl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # one that the buffer holds until the end, and too many
+def test_a_closed_pipe_is_no_traceback(lines):
+    code = (
+        "import sys\nfrom ddl_plugin.cli import run\n"
+        "sys.stdin.readline()\n"
+        f"sys.exit(run(lambda: [print('a line') for _ in range({lines})]))"
+    )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=buffered,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    process.stdin.write(b"go\n")
+    process.stdin.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(60), errors) == (1, b"")
+
+
+def test_results_are_json_in_the_order_given(tmp_path):
+    path = tmp_path / "new" / "result.json"
+    write_json(path, {"b": 1, "a": [0.5, None, "é"]})
+    assert path.read_text().endswith("}\n")
+    assert list(json.loads(path.read_text())) == ["b", "a"]
+    assert json.loads(path.read_text())["a"] == [0.5, None, "é"]
+    assert list(path.parent.iterdir()) == [path]

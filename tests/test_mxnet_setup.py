@@ -1,0 +1,136 @@
+"""What holds when MXNet is imported, each case in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PIP_LINE = "pip install 'mxnet==1.9.1' 'numpy>=1.23.5,<1.24'"
+
+#: NumPy as from 1.24 on: without the aliases that mxnet 1.9.1 uses.
+WITHOUT_ALIASES = """
+import numpy
+original = numpy.__getattr__
+def missing(name):
+    if name in ("bool", "object", "int", "float"):
+        raise AttributeError(name)
+    return original(name)
+numpy.__getattr__ = missing
+"""
+
+REPORTING_MXNET = """
+import os, numpy
+__version__ = "1.9.1"
+seen = {name: value for name, value in os.environ.items() if name.startswith("MXNET_")}
+aliases = (numpy.bool, numpy.object, numpy.int, numpy.float)
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """python(code, mxnet=None, **environment): run it, with `mxnet` as the source of the module of that name."""
+
+    def execute(code, mxnet=None, **environment):
+        paths = [str(Path(__file__).parents[1])]
+        if mxnet is not None:
+            (tmp_path / "mxnet.py").write_text(mxnet)
+            paths.insert(0, str(tmp_path))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MXNET_")}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**inherited, "PYTHONPATH": os.pathsep.join(paths), **environment},
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+
+    return execute
+
+
+def test_the_environment_is_set_before_the_import(python):
+    code = "from ddl_plugin.mxnet_setup import mx; print(*(f'{n}={v}' for n, v in mx.seen.items()))"
+    done = python(code, REPORTING_MXNET)
+    expected = {
+        "MXNET_SUBGRAPH_BACKEND=default", "MXNET_SUBGRAPH_VERBOSE=0", "MXNET_STORAGE_FALLBACK_LOG_VERBOSE=0",
+    }  # fmt: skip
+    assert (set(done.stdout.split()), done.stderr) == (expected, "")
+
+
+def test_what_the_user_has_set_is_kept(python):
+    code = "from ddl_plugin.mxnet_setup import mx; print(mx.seen['MXNET_SUBGRAPH_BACKEND'])"
+    done = python(code, REPORTING_MXNET, MXNET_SUBGRAPH_BACKEND="MKLDNN")
+    assert done.stdout.split() == ["MKLDNN"]
+
+
+def test_numpys_aliases_are_there_when_mxnet_is_imported(python):
+    code = (
+        WITHOUT_ALIASES
+        + "from ddl_plugin.mxnet_setup import mx\nprint(mx.aliases == (bool, object, int, float))"
+    )
+    done = python(code, REPORTING_MXNET)
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
+def test_the_real_mxnet_comes_up_without_numpys_aliases(python):
+    code = WITHOUT_ALIASES + "from ddl_plugin.mxnet_setup import mx\nprint(mx.nd.ones((2,)).asnumpy().sum())"
+    done = python(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "2.0"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mxnet", "reason"),
+    [
+        ("__version__ = '2.0.0'", "MXNet 1.9.1 is needed, got 2.0.0: "),
+        ("__version__ = '1.10.0'", "MXNet 1.9.1 is needed, got 1.10.0: "),
+        ("", "MXNet 1.9.1 is needed, got a module without a version: "),
+        ("raise ImportError('no module named x')", "MXNet cannot be imported (no module named x): "),
+        ("raise OSError('libcudart.so.11.0: cannot open')", "MXNet cannot be imported (libcudart.so.11.0: cannot open): "),
+        ("import numpy; numpy.nonesuch", "MXNet cannot be imported (module 'numpy' has no attribute 'nonesuch'): "),
+    ],
+)  # fmt: skip
+def test_another_mxnet_is_answered_with_the_pip_line(python, mxnet, reason):
+    code = (
+        "import sys\nfrom ddl_plugin.cli import run\n"
+        "def command():\n    import ddl_plugin.mxnet_setup\nsys.exit(run(command))"
+    )
+    done = python(code, mxnet)
+    assert (done.returncode, done.stderr) == (2, f"error: {reason}{PIP_LINE}\n")
+
+
+#: A network of MobileFaceNet's kind on which the default oneDNN backend fails at the second forward.
+TWICE = """
+from ddl_plugin.mxnet_setup import mx
+from ddl_plugin.backbone.checkpoint import new_backbone
+executor = new_backbone("y1", None, 0).symbol.simple_bind(mx.cpu(), grad_req="null", data=(1, 3, 112, 112))
+for _ in range(3):
+    executor.forward(is_train=False)[0].wait_to_read()
+"""
+
+
+def test_an_inference_bind_runs_more_than_once_and_silently(python):
+    done = python(TWICE)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_a_malloc_that_the_user_has_tuned_is_left_alone(monkeypatch, name):
+    from ddl_plugin import mxnet_setup
+
+    for tuned in [n for n in mxnet_setup.os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(tuned)
+    calls = []
+
+    class Library:
+        def __init__(self, name):
+            assert name is None
+
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+    monkeypatch.setattr(mxnet_setup.ctypes, "CDLL", Library)
+    mxnet_setup._keep_freed_memory()
+    assert (-3, 32 << 20) in calls  # 32 MiB is the most that glibc takes
+    calls.clear()
+    monkeypatch.setenv(name, "1")
+    mxnet_setup._keep_freed_memory()
+    assert calls == []
