@@ -321,7 +321,9 @@ class RunSettings:
         good = isinstance(self.rename, dict)
         good = good and all(isinstance(name, str) for pair in self.rename.items() for name in pair)
         require(good, "rename", self.rename, "a dict {name in checkpoint: name in graph}")
-        targets = (self.val_targets,) if isinstance(self.val_targets, str) else self.val_targets
+        targets = self.val_targets
+        if isinstance(targets, str):  # val_targets=lfw,cfp_fp on the command line
+            targets = tuple(part for part in targets.split(",") if part)
         good = isinstance(targets, (tuple, list)) and all(isinstance(name, str) and name for name in targets)
         require(good, "val_targets", targets, "names of .bin sets, e.g. ['lfw', 'cfp_fp']")
         object.__setattr__(self, "val_targets", tuple(targets))

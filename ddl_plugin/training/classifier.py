@@ -68,7 +68,10 @@ def mean_embeddings(
     """Unit mean of the unit embeddings of each identity, (classes, D) float32, and which have one."""
     sums = np.zeros(shape, np.float64)
     for start in tqdm(
-        range(0, len(positions), batch), "classifier from mean embeddings", unit="batch", leave=False,
+        range(0, len(positions), batch),
+        "classifier from mean embeddings",
+        unit="batch",
+        leave=False,
         disable=not progress,
     ):
         part = positions[start : start + batch]

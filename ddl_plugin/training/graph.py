@@ -32,7 +32,11 @@ def fixed_gammas(symbol: mx.sym.Symbol) -> list[str]:
     Weight decay moves them where several devices train; readers other than MXNet take what is stored.
     """
     nodes = json.loads(symbol.tojson())["nodes"]
-    fixed = (n for n in nodes if n["op"] == "BatchNorm" and n.get("attrs", {}).get("fix_gamma", "True") in ("True", "1"))
+    fixed = (
+        n
+        for n in nodes
+        if n["op"] == "BatchNorm" and n.get("attrs", {}).get("fix_gamma", "True") in ("True", "1")
+    )
     return [nodes[node["inputs"][1][0]]["name"] for node in fixed]
 
 

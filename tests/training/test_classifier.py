@@ -69,7 +69,10 @@ def test_rows_of_the_checkpoint_are_taken_as_they_are(settings_of, backbone, rec
     ("fc7", "message"),
     [
         (None, r"fc7_init: 'checkpoint', but .* holds no fc7_weight .*; use fc7_init = 'mean'"),
-        (np.ones((11, 16)), r"expected fc7_weight of shape \(10, 16\) .*, got \(11, 16\); .* fc7_init = 'mean'"),
+        (
+            np.ones((11, 16)),
+            r"expected fc7_weight of shape \(10, 16\) .*, got \(11, 16\); .* fc7_init = 'mean'",
+        ),
         (np.full((10, 16), np.nan), "'fc7_weight' holds 160 NaN or infinite values of 160"),
     ],
 )

@@ -104,7 +104,9 @@ def test_a_rule_selects_the_images(settings_of):
 
 def test_pairs_without_a_base_model_are_refused(settings_of, tmp_path):
     settings = settings_of(**from_scratch)
-    with pytest.raises(UserError, match="pretrained: expected a checkpoint, with which positive pairs are built"):
+    with pytest.raises(
+        UserError, match="pretrained: expected a checkpoint, with which positive pairs are built"
+    ):
         open_dataset(settings, None, "", tmp_path / "pairs.npz", print, False)
 
 

@@ -65,7 +65,9 @@ def test_a_damaged_state_is_refused(tmp_path, damage):
     path = tmp_path / "state.npz"
     save_state(path, state(), SETTINGS)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"--resume: .*state\.npz is damaged .*delete it and run without --resume"):
+    with pytest.raises(
+        UserError, match=r"--resume: .*state\.npz is damaged .*delete it and run without --resume"
+    ):
         load_state(path, SETTINGS)
 
 

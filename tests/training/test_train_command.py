@@ -59,7 +59,11 @@ def test_it_ends_well_and_says_what_it_did(finished):
 def test_the_log_holds_every_step_once_with_all_terms(finished):
     out, _ = finished
     terms = {"ce_loss", "ddl", "kl_pos", "kl_neg", "order"}
-    terms |= {f"{s}_{d}" for s in ("mean_pos", "mean_neg", "margin", "intersection", "outliers") for d in ("easy", "hard")}
+    terms |= {
+        f"{s}_{d}"
+        for s in ("mean_pos", "mean_neg", "margin", "intersection", "outliers")
+        for d in ("easy", "hard")
+    }
     assert [row["step"] for row in rows(out / "ddl")] == list(range(STEPS))
     assert all(set(row) == {"kind", "step", "lr", "images_per_second", *terms} for row in rows(out / "ddl"))
     assert [row["lr"] for row in rows(out / "ddl")] == pytest.approx([0.02] * 8 + [0.002] * 8)
@@ -125,7 +129,9 @@ def wait_for_step(process, log: Path, step: int) -> None:
         time.sleep(0.005)
 
 
-def test_ctrl_c_and_resume_end_as_an_uninterrupted_run(finished, train_command, train_in_background, write_recipe, tmp_path):
+def test_ctrl_c_and_resume_end_as_an_uninterrupted_run(
+    finished, train_command, train_in_background, write_recipe, tmp_path
+):
     reference, _ = finished
     out = tmp_path / "out"
     recipe = write_recipe(tmp_path, "config.baseline = True")
@@ -156,7 +162,9 @@ def test_ctrl_c_and_resume_end_as_an_uninterrupted_run(finished, train_command, 
     assert not (out / "ddl" / "state.npz").exists()
 
 
-def test_a_killed_run_resumes_from_its_last_state(finished, train_command, train_in_background, write_recipe, tmp_path):
+def test_a_killed_run_resumes_from_its_last_state(
+    finished, train_command, train_in_background, write_recipe, tmp_path
+):
     reference, _ = finished
     out = tmp_path / "out"
     recipe = write_recipe(tmp_path)
@@ -183,7 +191,9 @@ def test_a_damaged_state_is_one_line(write_recipe, tmp_path, capfd):
     (tmp_path / "out" / "ddl").mkdir(parents=True)
     (tmp_path / "out" / "ddl" / "state.npz").write_bytes(b"PK\x03\x04 half a state")
     assert main([str(recipe), "--output", str(tmp_path / "out"), "--resume", "--quiet"]) == 2
-    assert re.fullmatch(r"error: --resume: .*state\.npz is damaged .*delete it and .*\n", capfd.readouterr().err)
+    assert re.fullmatch(
+        r"error: --resume: .*state\.npz is damaged .*delete it and .*\n", capfd.readouterr().err
+    )
 
 
 # -- a base model trained by its own recipe, from scratch --------------------------------------------------
@@ -216,7 +226,8 @@ def test_a_base_model_by_recipe_is_trained_once(base_recipe, write_recipe, tmp_p
     assert main([str(recipe), "--output", out, "--quiet", "--resume"]) == 0
     assert "training it by" not in capfd.readouterr().out
     assert_same_arrays(
-        tmp_path / "out" / "base" / "model-0000.params", tmp_path / "out" / "pretraining" / "softmax" / "model-0001.params"
+        tmp_path / "out" / "base" / "model-0000.params",
+        tmp_path / "out" / "pretraining" / "softmax" / "model-0001.params",
     )
 
 
@@ -288,6 +299,7 @@ register_sampler("alike", alike, description="images of one identity", defaults=
 config.loss = "softmax"
 config.sampler = "alike"
 config.per_batch_size = 12
+config.ddl = None
 config.alike = EasyDict(first=20)
 """
 
@@ -313,7 +325,9 @@ def test_a_loss_of_ones_own(own_registries, write_recipe, tmp_path, capfd):
     recipe = write_recipe(tmp_path, OWN_LOSS, *SHORT)
     assert main([str(recipe), "--output", str(tmp_path / "out"), "--quiet"]) == 0, capfd.readouterr().err
     log = rows(tmp_path / "out" / "pull")
-    assert [set(row) - {"kind", "step", "lr", "images_per_second"} for row in log] == [{"ce_loss", "size"}] * 2
+    assert [set(row) - {"kind", "step", "lr", "images_per_second"} for row in log] == [
+        {"ce_loss", "size"}
+    ] * 2
     assert (tmp_path / "out" / "pull.onnx").is_file()
 
 
@@ -354,8 +368,6 @@ def no_image(data: Path) -> None:
     spoil_image(data, 16)
 
 
-
-
 def write_records(data: Path, images_each: int, identities: int) -> None:
     records = Records(data)
     payloads = [
@@ -380,7 +392,9 @@ def table_with_holes(data: Path) -> None:
 
 def table_without_rows(data: Path) -> None:
     table = AttributeTable.load(data / "attributes.npz")
-    AttributeTable(columns={"yaw": table.columns["yaw"][5:]}, keys=table.keys[5:]).save(data / "attributes.npz")
+    AttributeTable(columns={"yaw": table.columns["yaw"][5:]}, keys=table.keys[5:]).save(
+        data / "attributes.npz"
+    )
 
 
 ALL = ("config.ddl.easy = None", "config.ddl.hard = [EasyDict(size=14)]")

@@ -85,7 +85,10 @@ def gradients(settings, backbone, arrays, data, label, contexts=ONE):
     own.forward_backward(mx.io.DataBatch([mx.nd.array(data)], [mx.nd.array(label)]))
     names = own._exec_group.param_names
     return [
-        {name: grads[device].asnumpy() for name, grads in zip(names, own._exec_group.grad_arrays, strict=True)}
+        {
+            name: grads[device].asnumpy()
+            for name, grads in zip(names, own._exec_group.grad_arrays, strict=True)
+        }
         for device in range(len(contexts))
     ]
 
@@ -128,9 +131,7 @@ def test_steps_equal_momentum_sgd_in_numpy(settings_of, backbone, train, batches
     arrays["fc1_gamma"][:] = 1  # what MXNet takes it for, because of fix_gamma
     for name, array in arrays.items():
         # A beta before another BatchNorm has no gradient but rounding.
-        np.testing.assert_allclose(
-            trained[name], array, atol=2e-3 * np.abs(array).max() + 1e-7, err_msg=name
-        )
+        np.testing.assert_allclose(trained[name], array, atol=2e-3 * np.abs(array).max() + 1e-7, err_msg=name)
     assert np.abs(trained["fc7_weight"] - fc7).max() > 1e-3
     assert [row["lr"] for row in rows(tmp_path / "run")] == pytest.approx([0.02, 0.02, 0.002])
 
@@ -158,7 +159,9 @@ def test_lr_is_divided_at_half_by_default_as_the_log_says(settings_of, train, tm
 def test_every_identity_loss_trains(settings_of, train, tmp_path, fc7, name):
     settings = settings_of(loss=name, max_steps=2, verbose=1, loss_s=None)
     trained = train(settings)
-    assert all(set(row) == {"kind", "step", "ce_loss", "lr", "images_per_second"} for row in rows(tmp_path / "run"))
+    assert all(
+        set(row) == {"kind", "step", "ce_loss", "lr", "images_per_second"} for row in rows(tmp_path / "run")
+    )
     assert np.abs(trained.fc7 - fc7).max() > 0
     with np.load(tmp_path / "run" / STATE_FILE) as state:
         assert ("arg:fc7_bias" in state.files) == (name == "softmax")
@@ -330,7 +333,9 @@ def test_ctrl_c_is_the_callers_again_after_the_run(settings_of, train):
 
 def test_nan_in_the_network_stops_with_the_state_before_it(settings_of, train, tmp_path):
     settings = settings_of(max_steps=5, lr=1e30)
-    with pytest.raises(CheckError, match=r"step 1: the network's embedding has NaN in 18 of 18 rows, so loss term"):
+    with pytest.raises(
+        CheckError, match=r"step 1: the network's embedding has NaN in 18 of 18 rows, so loss term"
+    ):
         train(settings, folder="nan")
     before = train(dataclasses.replace(settings, max_steps=1), folder="one step")
     with np.load(tmp_path / "nan" / STATE_FILE) as state:
@@ -352,12 +357,16 @@ def test_nan_in_a_loss_names_the_term(settings_of, train, tmp_path, monkeypatch,
 
     monkeypatch.setitem(registry.LOSSES, "odd", registry.LossEntry("odd", odd, "NaN"))
     name = {"its term": "log_of_minus_one", "its value": "odd_loss"}[which]
-    with pytest.raises(CheckError, match=f"step 0: loss term '{name}' is nan; stopped, nothing had been trained"):
+    with pytest.raises(
+        CheckError, match=f"step 0: loss term '{name}' is nan; stopped, nothing had been trained"
+    ):
         train(settings_of(loss="odd"))
     assert not (tmp_path / "run" / STATE_FILE).exists()
 
 
-def test_an_image_that_cannot_be_read_costs_nothing(settings_of, train, batches, dataset, tmp_path, monkeypatch):
+def test_an_image_that_cannot_be_read_costs_nothing(
+    settings_of, train, batches, dataset, tmp_path, monkeypatch
+):
     settings = settings_of(max_steps=4)
     whole = train(settings, folder="whole")
     records = type(dataset.records)
@@ -372,7 +381,9 @@ def test_an_image_that_cannot_be_read_costs_nothing(settings_of, train, batches,
     first = next(p for p in module_positions(settings, dataset, 2) if p not in earlier)
     broken[int(first)] = True
     monkeypatch.setattr(records, "image", image)
-    message = rf"record {first + 1} is no image; the run stopped at step 2, its state is saved in .*state\.npz"
+    message = (
+        rf"record {first + 1} is no image; the run stopped at step 2, its state is saved in .*state\.npz"
+    )
     with pytest.raises(UserError, match=message):
         train(settings)
     broken.clear()
@@ -387,7 +398,9 @@ def module_positions(settings, dataset, step):
     return sampler.batch(step).positions
 
 
-def test_an_unreadable_image_at_the_first_step_leaves_no_state(settings_of, train, dataset, tmp_path, monkeypatch):
+def test_an_unreadable_image_at_the_first_step_leaves_no_state(
+    settings_of, train, dataset, tmp_path, monkeypatch
+):
     def image(self, i):
         raise UserError("record 1 is no image")
 
@@ -410,7 +423,14 @@ def test_nothing_python_grows_with_the_data_set(settings_of, backbone, dataset, 
         pairs = tuple(Pairs(np.tile(p.first, times), np.tile(p.second, times), 0, 0) for p in dataset.pairs)
         tracemalloc.start()
         trainer = Trainer(
-            settings_of(), backbone, fc7, dataclasses.replace(dataset, pairs=pairs), ONE, tmp_path, None, False
+            settings_of(),
+            backbone,
+            fc7,
+            dataclasses.replace(dataset, pairs=pairs),
+            ONE,
+            tmp_path,
+            None,
+            False,
         )
         trainer._sampler.batch(0)
         size, _ = tracemalloc.get_traced_memory()
