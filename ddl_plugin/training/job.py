@@ -63,21 +63,29 @@ class Prepared:
 def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
     """Train, export, check, report; returns what result.json holds.
 
-    Raises `UserError` where the folder holds other or unfinished work that would be lost.
+    Raises `UserError` where the folder holds other or unfinished work that would be lost, and
+    KeyboardInterrupt, with what is to be done next, at Ctrl-C.
     """
     if resume:
         _require_same_work(job)
     else:
         _protect(job)
         write_json(job.output / _RECIPE, describe(job.settings))
-    prepared = prepare(job, _backbone(job), job.output)
-    models = {"base": prepared.base_onnx} if prepared.base_onnx else {}
-    speeds = {}
-    for settings in _runs(job.settings):
-        folder = job.output / settings.loss
-        speeds[settings.loss] = _train(job, settings, prepared, folder, resume)
-        models[settings.loss] = _export(job, folder, prepared.base_onnx)
-    return _report(job, prepared, models, speeds)
+    try:
+        prepared = prepare(job, _backbone(job), job.output)
+        models = {"base": prepared.base_onnx} if prepared.base_onnx else {}
+        speeds = {}
+        for settings in _runs(job.settings):
+            folder = job.output / settings.loss
+            speeds[settings.loss] = _train(job, settings, prepared, folder, resume)
+            models[settings.loss] = _export(job, folder, prepared.base_onnx)
+        return _report(job, prepared, models, speeds)
+    except KeyboardInterrupt as interrupt:
+        if str(interrupt) or not _begun(job.output):
+            raise
+        raise KeyboardInterrupt(
+            f"what is done is kept in {job.output}; continue with --resume"
+        ) from interrupt
 
 
 def prepare(job: Job, backbone: Backbone, models: Path, cache: Path | None = None) -> Prepared:
@@ -338,8 +346,7 @@ def _protect(job: Job) -> None:
 
 def _require_same_work(job: Job) -> None:
     """With --resume, refuse a folder in which nothing was begun, it is probably mistyped, or something else was."""
-    places = [f"{folder}*/{name}" for folder in ("", f"{_PRETRAINING}/") for name in (STATE_FILE, _DONE)]
-    if not any(path for place in places for path in job.output.glob(place)):
+    if not _begun(job.output):
         raise UserError(
             f"--resume: expected a run to go on with in {job.output}, found none; check --output, or run without --resume"
         )
@@ -350,6 +357,12 @@ def _require_same_work(job: Job) -> None:
             raise UserError(
                 f"--resume: {changed} was begun in {job.output}; set it back, or use another --output"
             )
+
+
+def _begun(output: Path) -> bool:
+    """Whether the folder holds a run, be it of the base model, that can be gone on with."""
+    places = [f"{folder}*/{name}" for folder in ("", f"{_PRETRAINING}/") for name in (STATE_FILE, _DONE)]
+    return any(path for place in places for path in output.glob(place))
 
 
 def _require_labels(dataset: Dataset) -> None:

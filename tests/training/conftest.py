@@ -50,10 +50,11 @@ def settings_of(small_synthetic) -> Callable[..., RunSettings]:
     """settings_of(ddl={...}, **changes): settings of a run on `small_synthetic`, 18 images a step."""
 
     def make(ddl: dict | None = None, **changes) -> RunSettings:
-        values = dict(
-            dataset_path=str(small_synthetic), attributes="attributes.npz", pretrained="given", lr=0.01,
-            loss_s=16.0, max_steps=3, ddl=DDLSettings(**{"b": 3, **RULES, **(ddl or {})}),
-        )  # fmt: skip
+        values = {
+            "dataset_path": str(small_synthetic), "attributes": "attributes.npz", "pretrained": "given",
+            "lr": 0.01, "loss_s": 16.0, "max_steps": 3,
+            "ddl": DDLSettings(**{"b": 3, **RULES, **(ddl or {})}),
+        }  # fmt: skip
         return RunSettings(**{**values, **changes})
 
     return make

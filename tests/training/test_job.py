@@ -56,7 +56,7 @@ def test_work_that_would_be_lost_is_refused(job_of, tmp_path, folder, name, what
 def test_nothing_to_resume(job_of, tmp_path, other):
     for name in other:
         leave(tmp_path / "out", name)
-    with pytest.raises(UserError, match="--resume: expected a run to go on with in .*out, found none"):
+    with pytest.raises(UserError, match=r"--resume: expected a run to go on with in .*out, found none"):
         carry_out(job_of(), resume=True)
 
 
@@ -106,3 +106,17 @@ def test_layout_names_the_rows_of_every_part(job_of):
         ["9-11", "12-14", "15-17"],
         ["18-20", "21-23", "24-26"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("done", "message"), [(False, ""), (True, "what is done is kept in .*; continue with --resume")]
+)
+def test_ctrl_c_between_the_runs_says_how_to_go_on(job_of, tmp_path, monkeypatch, done, message):
+    def interrupted(job):
+        if done:
+            leave(tmp_path / "out" / "pretraining" / "softmax", "done.json")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_backbone", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=f"^{message}$"):
+        carry_out(job_of())

@@ -39,7 +39,7 @@ def test_every_model_is_measured_on_every_set(measured):
     for result in results.values():
         assert list(result["verification"]) == ["easy", "hard"]
         assert {(row["size"], row["condition"]) for row in result["identification"]["results"]} == {
-            (size, condition) for size in ("full", 14) for condition in ("easy", "hard")
+            (size, condition) for size in ("full", 14) for condition in ("easy", "hard", "all")
         }
     easy = {name: result["verification"]["easy"]["accuracy"] for name, result in results.items()}
     assert easy["base"] > easy["blind"]

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import signal
-import struct
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from ddl_plugin import registry
-from ddl_plugin.backbone.checkpoint import new_backbone, save_backbone
+from ddl_plugin.backbone.checkpoint import save_backbone
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.data.sampler import ImageSampler
@@ -305,17 +304,13 @@ config.alike = EasyDict(first=20)
 
 
 @pytest.fixture
-def own_registries(monkeypatch):
+def own_registries():
     """What a recipe registers is gone after the test."""
-    for name in ("LOSSES", "SAMPLERS"):
-        entries = getattr(registry, name)
-        before = dict(entries)
-        yield_back = lambda entries=entries, before=before: (entries.clear(), entries.update(before))  # noqa: E731
-        monkeypatch.setattr(registry, f"_undo_{name}", yield_back, raising=False)
-    undo = [registry._undo_LOSSES, registry._undo_SAMPLERS]
+    before = [(registry.LOSSES, dict(registry.LOSSES)), (registry.SAMPLERS, dict(registry.SAMPLERS))]
     yield
-    for each in undo:
-        each()
+    for entries, old in before:
+        entries.clear()
+        entries.update(old)
 
 
 SHORT = ("config.max_steps = 2", "config.verbose = 0", "config.val_targets = []")

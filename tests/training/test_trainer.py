@@ -115,6 +115,7 @@ def test_steps_equal_momentum_sgd_in_numpy(settings_of, backbone, train, batches
     settings = settings_of(max_steps=3, lr=0.02, lr_steps=(2,), mom=0.8, wd=0.5, fc7_lr_mult=3.0)
     after = train(settings, contexts)
     arrays = {**backbone.arg, "fc7_weight": fc7}
+    start = dict(arrays)
     momenta = {name: np.zeros_like(array) for name, array in arrays.items()}
     n = len(contexts)
     for step in range(3):
@@ -130,8 +131,11 @@ def test_steps_equal_momentum_sgd_in_numpy(settings_of, backbone, train, batches
     trained = parameters(after)
     arrays["fc1_gamma"][:] = 1  # what MXNet takes it for, because of fix_gamma
     for name, array in arrays.items():
-        # A beta before another BatchNorm has no gradient but rounding.
-        np.testing.assert_allclose(trained[name], array, atol=2e-3 * np.abs(array).max() + 1e-7, err_msg=name)
+        change = array - start[name]
+        # Single values differ where rounding moved them over a kink; those of a beta before another
+        # BatchNorm are nothing but rounding.
+        error = np.linalg.norm(trained[name] - array)
+        assert error < 0.01 * np.linalg.norm(change) + 1e-7 * np.sqrt(array.size), name
     assert np.abs(trained["fc7_weight"] - fc7).max() > 1e-3
     assert [row["lr"] for row in rows(tmp_path / "run")] == pytest.approx([0.02, 0.02, 0.002])
 
@@ -405,7 +409,7 @@ def test_an_unreadable_image_at_the_first_step_leaves_no_state(
         raise UserError("record 1 is no image")
 
     monkeypatch.setattr(type(dataset.records), "image", image)
-    with pytest.raises(UserError, match="^record 1 is no image$"):
+    with pytest.raises(UserError, match=r"^record 1 is no image$"):
         train(settings_of())
     assert not (tmp_path / "run" / STATE_FILE).exists()
 
