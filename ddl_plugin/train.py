@@ -31,7 +31,9 @@ def _parser() -> Parser:
         action="store_true",
         help="print the resolved recipe, data, batch, memory and one step's terms; train nothing",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--quiet", action="store_true", help="neither progress bars nor, in a log file, lines of progress"
+    )
     return parser
 
 
@@ -51,7 +53,15 @@ def _train(arguments: Sequence[str] | None) -> None:
     from ddl_plugin.training.devices import parse_devices
     from ddl_plugin.training.job import Job, carry_out, dry_run
 
-    job = Job(settings, recipe, output, parse_devices(options.devices), progress=not options.quiet)
+    bars = sys.stderr.isatty() and not options.quiet
+    job = Job(
+        settings,
+        recipe,
+        output,
+        parse_devices(options.devices),
+        progress=bars,
+        lines=not bars and not options.quiet,
+    )
     if options.dry_run:
         dry_run(job)
     else:

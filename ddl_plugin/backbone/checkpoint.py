@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -186,3 +187,12 @@ def save_backbone(
     prefix = Path(prefix)
     write_text(f"{prefix}-symbol.json", symbol.tojson())
     save_params(f"{prefix}-{epoch:04d}.params", arg, aux)
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """Hash of the graph and of every array's name and values, 16 hexadecimal digits."""
+    digest = hashlib.sha256(backbone.symbol.tojson().encode())
+    for name, array in sorted({**backbone.arg, **backbone.aux}.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]

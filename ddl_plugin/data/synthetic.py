@@ -240,7 +240,11 @@ def _write(folder: Path, settings: dict, processes: int, progress: bool) -> dict
     tasks = [(seed, identity, images) for identity in range(training + validation)]
     with _people(processes) as each:
         bar = tqdm(
-            each(draw_person, tasks), total=len(tasks), unit="person", desc="drawing", disable=not progress
+            each(draw_person, tasks),
+            total=len(tasks),
+            unit="person",
+            desc="drawing",
+            disable=None if progress else True,
         )
         people = iter(bar)
         train_rows = _write_records(folder, "train", itertools.islice(people, training))

@@ -16,24 +16,20 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ddl_plugin.backbone.checkpoint import Backbone, load_backbone, new_backbone, save_backbone
+from ddl_plugin.backbone.checkpoint import Backbone, fingerprint, load_backbone, new_backbone, save_backbone
 from ddl_plugin.cli import write_json
+from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
-from ddl_plugin.export.check import check_same_graph, compare_runtimes
+from ddl_plugin.export.check import check_same_graph, compare_runtimes, real_images
 from ddl_plugin.export.convert import convert, read_model
-from ddl_plugin.files import sha256
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe, find_recipe, load_recipe
 from ddl_plugin.settings import RunSettings
-from ddl_plugin.training import report
+from ddl_plugin.training import output, report
 from ddl_plugin.training.classifier import initial_fc7
 from ddl_plugin.training.dataset import Dataset, dataset_folder, open_dataset, summary_rows
 from ddl_plugin.training.trainer import STATE_FILE, Trainer, Validate
-
-_DONE = "done.json"  # in a run's folder: the settings it was trained with
-_RECIPE = "recipe.json"  # the resolved settings of the job
-_PRETRAINING = "pretraining"  # folder of the base model's own run, where a recipe trains it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +40,8 @@ class Job:
     recipe: Path  # where the recipe lies; a base recipe is looked for beside it
     output: Path
     contexts: Sequence[mx.Context]
-    progress: bool = True
+    progress: bool = True  # progress bars, for a terminal
+    lines: bool = False  # a line every few steps, for a log file
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -66,11 +63,7 @@ def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
     Raises `UserError` where the folder holds other or unfinished work that would be lost, and
     KeyboardInterrupt, with what is to be done next, at Ctrl-C.
     """
-    if resume:
-        _require_same_work(job)
-    else:
-        _protect(job)
-        write_json(job.output / _RECIPE, describe(job.settings))
+    (output.go_on if resume else output.begin)(job.output, job.settings)
     try:
         prepared = prepare(job, _backbone(job), job.output)
         models = {"base": prepared.base_onnx} if prepared.base_onnx else {}
@@ -78,10 +71,10 @@ def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
         for settings in _runs(job.settings):
             folder = job.output / settings.loss
             speeds[settings.loss] = _train(job, settings, prepared, folder, resume)
-            models[settings.loss] = _export(job, folder, prepared.base_onnx)
+            models[settings.loss] = _export(job, prepared, folder)
         return _report(job, prepared, models, speeds)
     except KeyboardInterrupt as interrupt:
-        if str(interrupt) or not _begun(job.output):
+        if str(interrupt) or not output.begun(job.output):
             raise
         raise KeyboardInterrupt(
             f"what is done is kept in {job.output}; continue with --resume"
@@ -96,13 +89,21 @@ def prepare(job: Job, backbone: Backbone, models: Path, cache: Path | None = Non
     settings = job.settings
     folder = dataset_folder(settings)
     report.open_bins(settings, folder)  # a mistyped val_targets is said now, not after the training
-    base_onnx, embed, base_hash = None, None, ""
+    base_hash = fingerprint(backbone)
+    output.require_same_origin(
+        models,
+        {
+            "the base model": base_hash,
+            "the records": Records(folder).fingerprint(),
+            "the number of devices": len(job.contexts),
+        },
+    )
+    base_onnx, embed = None, None
     if settings.pretrained:
         # Saved as it trains, with `rename` applied, so that everything later reads one kind of file.
         save_backbone(models / "base" / "model", 0, backbone.symbol, backbone.arg, backbone.aux)
         base_onnx = convert(f"{models / 'base' / 'model'},0", models / "base.onnx")
         embed = OnnxEmbedder(base_onnx)
-        base_hash = sha256(models / "base" / "model-0000.params")
     dataset = open_dataset(settings, embed, base_hash, cache or models / "pairs.npz", job.say, job.progress)
     _require_labels(dataset)
     rows = summary_rows(dataset)
@@ -182,7 +183,7 @@ def _backbone_or_stand_in(job: Job) -> tuple[Backbone, bool]:
     if not job.settings.pretrained.endswith(".py"):
         return _backbone(job), True
     base = _base_job(job)
-    if _is_done(base.output / base.settings.loss, base.settings):
+    if output.is_done(base.output / base.settings.loss, base.settings):
         return _backbone(job), True
     job.say(
         f"base model: {base.recipe.name} has not trained it yet; here its network stands in with random weights, "
@@ -197,16 +198,14 @@ def _base_job(job: Job) -> Job:
     beside = job.recipe.parent / name
     recipe = beside if beside.is_file() else find_recipe(name)
     settings = dataclasses.replace(load_recipe(str(recipe)), seed=job.settings.seed)
-    return dataclasses.replace(job, settings=settings, recipe=recipe, output=job.output / _PRETRAINING)
+    return dataclasses.replace(job, settings=settings, recipe=recipe, output=job.output / output.PRETRAINING)
 
 
 def _trained_by_recipe(base: Job) -> Path:
     """The folder of the model that the job trains; trained now unless it is there already."""
+    base.say(f"base model: by {base.recipe.name}")
     folder = base.output / base.settings.loss
-    if not _is_done(folder, base.settings):
-        base.say(f"base model: training it by {base.recipe.name}")
-        prepared = prepare(base, _backbone(base), base.output)
-        _train(base, base.settings, prepared, folder, resume=True)
+    _train(base, base.settings, prepare(base, _backbone(base), base.output), folder, resume=True)
     return folder
 
 
@@ -217,16 +216,15 @@ def _train(
     job: Job, settings: RunSettings, prepared: Prepared, folder: Path, resume: bool
 ) -> dict[str, float]:
     """Train into `folder`, or do nothing where that is done; returns time and speed."""
-    if resume and _is_done(folder, settings):
+    if resume and output.is_done(folder, settings):
         job.say(f"{settings.loss}: already trained in {folder}")
-        return json.loads((folder / _DONE).read_text(encoding="utf-8"))["speed"]
+        return output.speed_of(folder)
     began = time.perf_counter()
-    trainer = _trainer(job, settings, prepared, folder, _validation(settings, prepared))
+    trainer = _trainer(job, settings, prepared, folder, _validation(job, settings, prepared))
     trainer.run(resume=resume and (folder / STATE_FILE).is_file())
     seconds = time.perf_counter() - began
     speed = {"seconds": round(seconds, 1), "images_per_second": round(trainer.median_rate(), 1)}
-    write_json(folder / _DONE, {"settings": describe(settings), "speed": speed})
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    output.mark_done(folder, settings, speed)
     return speed
 
 
@@ -234,11 +232,11 @@ def _trainer(
     job: Job, settings: RunSettings, prepared: Prepared, folder: Path, validate: Validate | None
 ) -> Trainer:
     return Trainer(
-        settings, prepared.backbone, prepared.fc7, prepared.dataset, job.contexts, folder, validate, job.progress
+        settings, prepared.backbone, prepared.fc7, prepared.dataset, job.contexts, folder, validate, job.progress, job.lines
     )  # fmt: skip
 
 
-def _validation(settings: RunSettings, prepared: Prepared) -> Validate | None:
+def _validation(job: Job, settings: RunSettings, prepared: Prepared) -> Validate | None:
     """Mean 10-fold accuracy over val_targets, by the network as it is at that step."""
     if not settings.verbose or not settings.val_targets:
         return None
@@ -250,7 +248,7 @@ def _validation(settings: RunSettings, prepared: Prepared) -> Validate | None:
 
     def validate(backbone: Backbone) -> tuple[float, dict[str, float]]:
         if not embedder:
-            embedder.append(MXNetEmbedder(backbone))
+            embedder.append(MXNetEmbedder(backbone, job.contexts[0]))
         embedder[0].set_parameters(backbone.arg, backbone.aux)
         accuracy = {bin_set.name: verify(embedder[0], bin_set)["accuracy"] for bin_set in bins}
         values = {f"accuracy_{name}": value for name, value in accuracy.items()}
@@ -259,12 +257,13 @@ def _validation(settings: RunSettings, prepared: Prepared) -> Validate | None:
     return validate
 
 
-def _export(job: Job, folder: Path, base_onnx: Path | None) -> Path:
+def _export(job: Job, prepared: Prepared, folder: Path) -> Path:
     """The run's ONNX file beside its folder, compared with MXNet and with the base model's graph."""
     import onnx
 
     path = convert(str(folder), job.output / f"{folder.name}.onnx")
-    parity = compare_runtimes(str(folder), path)
+    parity = compare_runtimes(str(folder), path, real_images(prepared.dataset.records.path))
+    base_onnx = prepared.base_onnx
     text = f"{path}: MXNet and ONNX Runtime agree to {parity['max_difference']:.1e} on unit embeddings"
     if base_onnx is not None:
         check_same_graph(read_model(str(folder)), onnx.load(str(base_onnx)), str(base_onnx))
@@ -311,58 +310,6 @@ def _figures(job: Job, similarities: dict) -> list[Path]:
     except UserError as error:  # no Matplotlib: the run's results must not be lost for a picture
         job.say(f"no figure: {error}")
         return []
-
-
-# -- what must hold ----------------------------------------------------------------------------------
-
-
-def _is_done(folder: Path, settings: RunSettings) -> bool:
-    """Whether this run was finished in `folder`; `UserError` where another one was."""
-    path = folder / _DONE
-    if not path.is_file():
-        return False
-    changed = _difference(json.loads(path.read_text(encoding="utf-8"))["settings"], settings)
-    if changed:
-        raise UserError(f"{folder}: {changed} was finished here; use another --output, or delete the folder")
-    return True
-
-
-def _difference(recorded: dict[str, Any], settings: RunSettings) -> str | None:
-    """'lr is 0.2, but a run with 0.1' for the first setting that differs."""
-    for key, value in json.loads(json.dumps(describe(settings))).items():
-        if recorded.get(key) != value:
-            return f"{key} is {value!r}, but a run with {recorded.get(key)!r}"
-    return None
-
-
-def _protect(job: Job) -> None:
-    """Without --resume, refuse a folder whose work would be lost, be it of this recipe or another."""
-    for name, what in ((STATE_FILE, "an unfinished run"), (_DONE, "a finished run")):
-        for path in sorted(job.output.glob(f"*/{name}")):
-            raise UserError(
-                f"--output: {path.parent} holds {what}; add --resume to go on with it, or use another --output"
-            )
-
-
-def _require_same_work(job: Job) -> None:
-    """With --resume, refuse a folder in which nothing was begun, it is probably mistyped, or something else was."""
-    if not _begun(job.output):
-        raise UserError(
-            f"--resume: expected a run to go on with in {job.output}, found none; check --output, or run without --resume"
-        )
-    begun = job.output / _RECIPE
-    if begun.is_file():
-        changed = _difference(json.loads(begun.read_text(encoding="utf-8")), job.settings)
-        if changed:
-            raise UserError(
-                f"--resume: {changed} was begun in {job.output}; set it back, or use another --output"
-            )
-
-
-def _begun(output: Path) -> bool:
-    """Whether the folder holds a run, be it of the base model, that can be gone on with."""
-    places = [f"{folder}*/{name}" for folder in ("", f"{_PRETRAINING}/") for name in (STATE_FILE, _DONE)]
-    return any(path for place in places for path in output.glob(place))
 
 
 def _require_labels(dataset: Dataset) -> None:

@@ -9,7 +9,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ STATE_FILE = "state.npz"
 _EPOCH_OF_LAST = 1  # the number in model-0001.params: a run has one last model, and one best
 _SAVE_EVERY = 600.0  # seconds of training that a crash may cost
 #: Loss terms first, so that a narrow terminal cuts off what matters least.
+_LINE_EVERY = 20  # steps, as InsightFace's `frequent`
 _BAR = "{desc} {percentage:3.0f}%|{bar:5}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 
 #: validate(backbone) -> (score, values for the log); the best checkpoint is that of the highest score.
@@ -59,6 +60,7 @@ class Trainer:
         folder: Path,
         validate: Validate | None = None,
         progress: bool = True,
+        lines: bool = False,
     ):
         self._settings = settings
         self._backbone = backbone
@@ -67,8 +69,9 @@ class Trainer:
         self._contexts = list(contexts)
         self._folder = folder
         self._validate = validate
-        self._progress = progress
+        self._progress, self._lines = progress, lines
         self._best = -math.inf
+        self._saved_step: int | None = None  # of the state file
         self._planned = 0.0
         self._rates: list[float] = []  # one a step
         self._sampler = get_sampler(settings.sampler).build(
@@ -91,7 +94,7 @@ class Trainer:
         if resume:
             state = load_state(self._folder / STATE_FILE, self._identification())
             start, arg, aux, optimizer_state = state.step, state.arg, state.aux, state.optimizer
-            self._best = state.best
+            self._best, self._saved_step = state.best, start
         module = self._bound_module(arg, aux, start, optimizer_state)
         log = RunLog(self._folder, start)
         try:
@@ -100,6 +103,7 @@ class Trainer:
         finally:
             log.close()
         trained = self._trained(module)
+        self._require_finite({**trained.arg, **trained.aux}, self._settings.max_steps)
         self._save("model", trained)
         return trained
 
@@ -146,6 +150,10 @@ class Trainer:
                 log.write("train", step, {**terms, "lr": self._lr(step), "images_per_second": rate})
                 bar.set_postfix_str(_short(terms, rate), refresh=False)
                 bar.update()
+                if self._lines and (step + 1) % _LINE_EVERY == 0:
+                    print(
+                        f"{settings.loss} {step + 1}/{settings.max_steps} {_short(terms, rate)}", flush=True
+                    )
                 due = self._due(step + 1)
                 if interrupted or due or time.monotonic() - saved > _SAVE_EVERY:
                     self._save_state(module, step + 1)
@@ -261,15 +269,28 @@ class Trainer:
         if not np.isfinite(embedding).all():
             rows = int((~np.isfinite(embedding).all(axis=1)).sum())
             where = f"the network's embedding has NaN in {rows} of {len(embedding)} rows, so {where}"
-        kept = "nothing had been trained"
-        if step > 0:
-            # The update has not been applied, but BatchNorm has taken this step into its statistics.
-            _restore_statistics(module, statistics)
+        # The update has not been applied, but BatchNorm has taken this step into its statistics.
+        _restore_statistics(module, statistics)
+        if step > 0 and _first_not_finite(*module.get_params()) is None:
             self._save_state(module, step)
-            kept = f"the state before this step is in {self._folder / STATE_FILE}"
         raise CheckError(
-            f"step {step}: {where}; stopped, {kept}; start anew with a lower lr or a lower weight of that term"
+            f"step {step}: {where}; {self._kept()}; start anew with a lower lr or weight of that term"
         )
+
+    def _require_finite(self, arrays: Mapping[str, Any], step: int) -> None:
+        """`CheckError` naming an array that the update before `step` has ruined."""
+        bad = _first_not_finite(arrays)
+        if bad is not None:
+            raise CheckError(
+                f"step {step}: array {bad!r} is NaN or infinite after the update of step {step - 1}; "
+                f"{self._kept()}; start anew with a lower lr"
+            )
+
+    def _kept(self) -> str:
+        """What of this run can still be used after a step that went wrong."""
+        if self._saved_step is None:
+            return "stopped, no state of this run is saved"
+        return f"stopped, the state before step {self._saved_step} is in {self._folder / STATE_FILE}"
 
     # -- saving ----------------------------------------------------------------------------------
 
@@ -290,6 +311,7 @@ class Trainer:
 
     def _save_state(self, module, next_step: int) -> None:
         arg, aux = module.get_params()
+        self._require_finite({**arg, **aux}, next_step)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "optimizer.states")  # noqa: PTH118 - MXNet takes a str
             module.save_optimizer_states(path)
@@ -302,6 +324,7 @@ class Trainer:
             self._best,
         )
         save_state(self._folder / STATE_FILE, state, self._identification())
+        self._saved_step = next_step
 
     def _identification(self) -> dict[str, Any]:
         """All that an unfinished run must have in common with one that continues it."""
@@ -327,6 +350,16 @@ def _restore_statistics(module, statistics: list[list[mx.nd.NDArray]]) -> None:
     for executor, kept in zip(module._exec_group.execs, statistics, strict=True):
         for array, value in zip(executor.aux_arrays, kept, strict=True):
             value.copyto(array)
+
+
+def _first_not_finite(*groups: Mapping[str, Any]) -> str | None:
+    """Name of the first array, NumPy or MXNet, that holds NaN or infinity."""
+    for arrays in groups:
+        for name, array in arrays.items():
+            values = array if isinstance(array, np.ndarray) else array.asnumpy()
+            if not np.isfinite(values).all():
+                return name
+    return None
 
 
 def _planned_megabytes(module) -> float:

@@ -8,6 +8,7 @@ from ddl_plugin.errors import UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe
 from ddl_plugin.training import job as module
+from ddl_plugin.training import output
 from ddl_plugin.training.job import Job, carry_out
 
 
@@ -80,13 +81,13 @@ def test_other_settings_are_refused_before_anything_is_written(job_of, tmp_path,
 def test_a_run_of_other_settings_does_not_count_as_done(job_of, tmp_path):
     folder = tmp_path / "out" / "ddl"
     settings = job_of().settings
-    assert not module._is_done(folder, settings)
+    assert not output.is_done(folder, settings)
     leave(folder, "done.json", json.dumps({"settings": describe(settings)}))
-    assert module._is_done(folder, settings)
+    assert output.is_done(folder, settings)
     with pytest.raises(
         UserError, match="seed is 7, but a run with 0 was finished here; use another --output"
     ):
-        module._is_done(folder, job_of(seed=7).settings)
+        output.is_done(folder, job_of(seed=7).settings)
 
 
 def test_labels_beyond_the_property_file_are_refused(dataset_of, settings_of, monkeypatch):

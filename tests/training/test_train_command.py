@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ddl_plugin import registry
-from ddl_plugin.backbone.checkpoint import save_backbone
+from ddl_plugin.backbone.checkpoint import new_backbone, save_backbone
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.data.sampler import ImageSampler
@@ -221,9 +221,9 @@ def test_a_base_model_by_recipe_is_trained_once(base_recipe, write_recipe, tmp_p
     recipe = write_recipe(tmp_path, "config.max_steps = 2", "config.val_targets = []", pretrained="base.py")
     out = str(tmp_path / "out")
     assert main([str(recipe), "--output", out, "--quiet"]) == 0
-    assert "base model: training it by base.py" in capfd.readouterr().out
+    assert "already trained" not in capfd.readouterr().out
     assert main([str(recipe), "--output", out, "--quiet", "--resume"]) == 0
-    assert "training it by" not in capfd.readouterr().out
+    assert "softmax: already trained in" in capfd.readouterr().out
     assert_same_arrays(
         tmp_path / "out" / "base" / "model-0000.params",
         tmp_path / "out" / "pretraining" / "softmax" / "model-0001.params",
@@ -506,8 +506,40 @@ def test_a_record_met_in_training_that_is_no_image(small_synthetic, train_comman
 
 def test_the_bar_fits_a_terminal_of_100_columns(write_recipe, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     recipe = write_recipe(tmp_path, *SHORT)
     assert main([str(recipe), "--output", str(tmp_path / "out")]) == 0
     bars = re.findall(r"(ddl +\d+%\|[^\r\n]*)", capfd.readouterr().err)
     assert bars
     assert re.match(r"ddl 100%\|█+\| 2/2 \d\d:\d\d<00:00, \d+ img/s ce \S+ ddl \S+ kl_pos", bars[-1])
+
+
+def test_a_log_file_gets_lines_instead_of_bars(write_recipe, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("ddl_plugin.training.trainer._LINE_EVERY", 2)
+    recipe = write_recipe(tmp_path, *SHORT)
+    assert main([str(recipe), "--output", str(tmp_path / "out")]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    lines = [line for line in printed.out.splitlines() if line.startswith("ddl ")]
+    assert [line.split()[:2] for line in lines] == [["ddl", "2/2"]]
+    assert re.search(r" \d+ img/s ce \S+ ddl \S+ kl_pos", lines[0])
+
+
+def test_a_base_model_that_changed_is_refused_before_anything_is_written(
+    write_recipe, base_checkpoint, tmp_path, capfd
+):
+    source = Path(base_checkpoint.removesuffix(",0"))
+    for suffix in ("-symbol.json", "-0000.params"):
+        shutil.copy(f"{source}{suffix}", tmp_path / f"own{suffix}")
+    recipe = write_recipe(tmp_path, *SHORT, pretrained=f"{tmp_path / 'own'},0")
+    out = tmp_path / "out"
+    assert main([str(recipe), "--output", str(out), "--quiet"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = new_backbone("tiny", 16, seed=5)
+    save_backbone(tmp_path / "own", 0, other.symbol, other.arg, other.aux)
+    capfd.readouterr()
+    assert main([str(recipe), "--output", str(out), "--quiet", "--resume"]) == 2
+    assert re.fullmatch(
+        r"error: --resume: the base model changed since the run in .* was begun .*\n", capfd.readouterr().err
+    )
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

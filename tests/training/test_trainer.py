@@ -351,6 +351,41 @@ def test_nan_in_the_network_stops_with_the_state_before_it(settings_of, train, t
     assert [row["step"] for row in rows(tmp_path / "nan")] == [0]
 
 
+def test_weights_that_an_update_ruined_never_replace_a_good_state(settings_of, train, tmp_path, monkeypatch):
+    """The terms of the step after are NaN as well, but the state of step 2 is what can be used."""
+    steps = iter(range(100))
+    update = mx.mod.Module.update
+
+    def ruin(module):
+        update(module)
+        if next(steps) == 2:
+            arg, aux = module.get_params()
+            module.set_params({**arg, "pre_fc1_bias": arg["pre_fc1_bias"] * np.inf}, aux)
+
+    monkeypatch.setattr(mx.mod.Module, "update", ruin)
+    with pytest.raises(CheckError, match=r"step 3: .*; stopped, the state before step 2 is in .*state\.npz"):
+        train(settings_of(max_steps=5, verbose=2), folder="nan")
+    with np.load(tmp_path / "nan" / STATE_FILE) as state:
+        assert json.loads(str(state["meta"]))["step"] == 2
+        assert all(np.isfinite(state[name]).all() for name in state.files if name.startswith(("arg", "aux")))
+
+
+def test_a_last_update_that_ruins_the_weights_leaves_no_model(settings_of, train, tmp_path, monkeypatch):
+    update = mx.mod.Module.update
+
+    def ruin(module):
+        update(module)
+        arg, aux = module.get_params()
+        module.set_params({**arg, "pre_fc1_bias": arg["pre_fc1_bias"] * np.nan}, aux)
+
+    monkeypatch.setattr(mx.mod.Module, "update", ruin)
+    with pytest.raises(
+        CheckError, match="step 1: array 'pre_fc1_bias' is NaN or infinite after the update of step 0"
+    ):
+        train(settings_of(max_steps=1), folder="nan")
+    assert not (tmp_path / "nan" / "model-0001.params").exists()
+
+
 @pytest.mark.parametrize("which", ["its term", "its value"])
 def test_nan_in_a_loss_names_the_term(settings_of, train, tmp_path, monkeypatch, which):
     def odd(F, embedding, settings, options):
@@ -362,7 +397,7 @@ def test_nan_in_a_loss_names_the_term(settings_of, train, tmp_path, monkeypatch,
     monkeypatch.setitem(registry.LOSSES, "odd", registry.LossEntry("odd", odd, "NaN"))
     name = {"its term": "log_of_minus_one", "its value": "odd_loss"}[which]
     with pytest.raises(
-        CheckError, match=f"step 0: loss term '{name}' is nan; stopped, nothing had been trained"
+        CheckError, match=f"step 0: loss term '{name}' is nan; stopped, no state of this run is saved"
     ):
         train(settings_of(loss="odd"))
     assert not (tmp_path / "run" / STATE_FILE).exists()
