@@ -49,7 +49,7 @@ def python(tmp_path):
 
 def test_the_environment_is_set_before_the_import(python):
     code = "from ddl_plugin.mxnet_setup import mx; print(*(f'{n}={v}' for n, v in mx.seen.items()))"
-    done = python(code, REPORTING_MXNET)
+    done = python(code, REPORTING_MXNET, OMP_NUM_THREADS="1")  # threads: the test below
     expected = {
         "MXNET_SUBGRAPH_BACKEND=default", "MXNET_SUBGRAPH_VERBOSE=0", "MXNET_STORAGE_FALLBACK_LOG_VERBOSE=0",
     }  # fmt: skip
@@ -62,12 +62,31 @@ def test_what_the_user_has_set_is_kept(python):
     assert done.stdout.split() == ["MKLDNN"]
 
 
+@pytest.mark.parametrize(
+    ("smt", "omp", "expected"),
+    [("0", None, True), ("1", None, False), ("0", "1", False), (None, None, False)],
+)
+def test_every_core_is_used_where_no_core_runs_two_threads(tmp_path, monkeypatch, smt, omp, expected):
+    import ddl_plugin.mxnet_setup as setup
+
+    monkeypatch.delenv("MXNET_OMP_MAX_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if omp:
+        monkeypatch.setenv("OMP_NUM_THREADS", omp)
+    if smt:
+        (tmp_path / "active").write_text(f"{smt}\n")
+    monkeypatch.setattr(setup, "_SMT", tmp_path / "active")
+    setup._use_every_core()
+    threads = str(len(os.sched_getaffinity(0))) if expected else None
+    assert os.environ.get("MXNET_OMP_MAX_THREADS") == threads
+
+
 def test_numpys_aliases_are_there_when_mxnet_is_imported(python):
     code = (
         WITHOUT_ALIASES
         + "from ddl_plugin.mxnet_setup import mx\nprint(mx.aliases == (bool, object, int, float))"
     )
-    done = python(code, REPORTING_MXNET)
+    done = python(code, REPORTING_MXNET, OMP_NUM_THREADS="1")  # threads: the test below
     assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 
