@@ -5,7 +5,6 @@ from ddl_plugin.mxnet_setup import mx
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
@@ -30,15 +29,6 @@ _ENVIRONMENT = {
 _NUMPY_ALIASES = {"bool": bool, "object": object, "int": int, "float": float}
 
 
-#: glibc's mallopt: (parameter, value). Arrays up to 32 MiB stay with the process when they are freed:
-#: by default glibc gives them back to the kernel at once, and every step faults them in again.
-_MALLOPT = (
-    (-3, 32 << 20),  # M_MMAP_THRESHOLD, at its largest
-    (-1, (1 << 31) - 1),  # M_TRIM_THRESHOLD
-    (-2, 64 << 20),  # M_TOP_PAD
-)
-
-
 _SMT = Path("/sys/devices/system/cpu/smt/active")  # '1' where a core runs two threads
 
 
@@ -49,18 +39,7 @@ def _use_every_core() -> None:
     os.environ.setdefault("MXNET_OMP_MAX_THREADS", str(len(os.sched_getaffinity(0))))
 
 
-def _keep_freed_memory() -> None:
-    """Set _MALLOPT where the C library is glibc and the user has not tuned its malloc."""
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in _MALLOPT:
-            mallopt(parameter, value)
-
-
 def _import_mxnet():
-    _keep_freed_memory()
     _use_every_core()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -129,27 +129,3 @@ for _ in range(3):
 def test_an_inference_bind_runs_more_than_once_and_silently(python):
     done = python(TWICE)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_a_malloc_that_the_user_has_tuned_is_left_alone(monkeypatch, name):
-    from ddl_plugin import mxnet_setup
-
-    for tuned in [n for n in mxnet_setup.os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
-        monkeypatch.delenv(tuned)
-    calls = []
-
-    class Library:
-        def __init__(self, name):
-            assert name is None
-
-        def mallopt(self, parameter, value):
-            calls.append((parameter, value))
-
-    monkeypatch.setattr(mxnet_setup.ctypes, "CDLL", Library)
-    mxnet_setup._keep_freed_memory()
-    assert (-3, 32 << 20) in calls  # 32 MiB is the most that glibc takes
-    calls.clear()
-    monkeypatch.setenv(name, "1")
-    mxnet_setup._keep_freed_memory()
-    assert calls == []
