@@ -5,6 +5,7 @@ from ddl_plugin.mxnet_setup import mx
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -57,3 +58,15 @@ def _import_mxnet():
 
 
 mx = _import_mxnet()
+
+#: A symbol of MXNet 1.0.0 (as its JSON counts versions) or later has nothing to upgrade.
+_SAME_FORMAT, _PRESENT = 10000, 10901
+
+
+def symbol_from_json(text: str) -> mx.sym.Symbol:
+    """`mx.sym.load_json`, without its two lines on stderr for every symbol of an older MXNet 1."""
+    content = json.loads(text)
+    attributes = content.get("attrs", {})
+    if _SAME_FORMAT <= attributes.get("mxnet_version", ["int", 0])[1] < _PRESENT:
+        content["attrs"] = {**attributes, "mxnet_version": ["int", _PRESENT]}
+    return mx.sym.load_json(json.dumps(content))

@@ -42,11 +42,11 @@ class _MXNetNetwork:
     """The checkpoint's embedding in MXNet itself, which reads the files independently of our own readers."""
 
     def __init__(self, files: Checkpoint):
-        from ddl_plugin.mxnet_setup import mx
+        from ddl_plugin.mxnet_setup import mx, symbol_from_json
 
         self.mx = mx
         self.executor, self.bound_shape = None, None
-        symbol = mx.sym.load_json(_in_float32(files.symbol.read_text(encoding="utf-8")))
+        symbol = symbol_from_json(_in_float32(files.symbol.read_text(encoding="utf-8")))
         self.symbol = symbol.get_internals()[EMBEDDING]
         self.params = {
             name.partition(":")[2]: array.astype("float32")

@@ -129,3 +129,20 @@ for _ in range(3):
 def test_an_inference_bind_runs_more_than_once_and_silently(python):
     done = python(TWICE)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+OLD_SYMBOL = """
+import json
+from ddl_plugin.mxnet_setup import mx, symbol_from_json
+symbol = mx.sym.LeakyReLU(mx.sym.Variable("data"), act_type="prelu", name="p")
+content = json.loads(symbol.tojson())
+content["attrs"]["mxnet_version"] = ["int", {version}]
+print(symbol_from_json(json.dumps(content)).tojson() == symbol.tojson())
+"""
+
+
+@pytest.mark.parametrize(("version", "silent"), [(10000, True), (10901, True), (905, False)])
+def test_a_symbol_that_needs_no_upgrade_is_read_silently(python, version, silent):
+    done = python(OLD_SYMBOL.format(version=version))
+    assert (done.returncode, done.stdout) == (0, "True\n")
+    assert (done.stderr == "") == silent

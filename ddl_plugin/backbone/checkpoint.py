@@ -17,7 +17,7 @@ from ddl_plugin.export.graph import EMBEDDING, find_checkpoint, load_symbol
 from ddl_plugin.export.graph import cut as cut_graph
 from ddl_plugin.export.params import load_params, save_params
 from ddl_plugin.files import write_text
-from ddl_plugin.mxnet_setup import mx
+from ddl_plugin.mxnet_setup import mx, symbol_from_json
 
 IMAGE_SHAPE = (3, 112, 112)
 
@@ -85,7 +85,7 @@ def load_backbone(
 
 def _load_symbol(path: Path) -> mx.sym.Symbol:
     try:
-        return mx.sym.load(str(path)).get_internals()[EMBEDDING]
+        return symbol_from_json(path.read_text(encoding="utf-8")).get_internals()[EMBEDDING]
     except mx.base.MXNetError as error:
         raise UserError(f"{path}: expected a graph of this MXNet's operators: {error}") from error
 
