@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ddl_plugin.cli import Parser, run, write_json
+from ddl_plugin.cli import Parser, run, uninterrupted, write_json
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluate import model_names, open_model, progress_bar
+from ddl_plugin.evaluate import MODEL, model_names, open_model, progress_bar, require_outputs_distinct
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         description="Draw the distributions of similarities of the same and of different persons.",
     )
     parser.add_argument("--model", action="append", required=True,
-                        help="an .onnx file or a checkpoint PREFIX,EPOCH; give --model again for a column each")  # fmt: skip
+                        help=f"{MODEL} for a column each")  # fmt: skip
     parser.add_argument("--bin", nargs="+", action="extend", required=True, metavar="FILE",
                         help="InsightFace verification sets, a row each, e.g. easy.bin hard.bin")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FIGURE", help="a .png, .pdf or .svg file")
@@ -30,15 +30,17 @@ def _main(arguments: Sequence[str] | None) -> None:
 
 
 def _analyze(options: Any) -> None:
-    from ddl_plugin.analysis.figures import check_output, distribution_figure
-    from ddl_plugin.evaluation.bins import load_bin
-    from ddl_plugin.evaluation.verification import pair_scores, summarise
+    with uninterrupted():
+        from ddl_plugin.analysis.figures import check_output, distribution_figure
+        from ddl_plugin.evaluation.bins import load_bin
+        from ddl_plugin.evaluation.verification import pair_scores, summarise
 
-    output = check_output(options.output)
+        output = check_output(options.output)  # imports Matplotlib
     names = model_names(options.model)
     sets = {bin_set.name: bin_set for bin_set in map(load_bin, options.bin)}
     if len(sets) < len(options.bin):
         raise UserError(f"--bin: expected files with different names, got {', '.join(options.bin)}")
+    require_outputs_distinct({"--output": output, "--json": options.json}, options.model, options.bin)
     scores = {}
     for name, model in zip(names, options.model, strict=True):
         embed, progress = open_model(model), progress_bar(name)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from ddl_plugin.errors import CheckError, UserError
@@ -44,6 +48,38 @@ def _fail(kind: str, error: BaseException, code: int) -> int:
     text = " ".join(str(error).split())
     print(f"{kind}: {text}" if text else kind, file=sys.stderr)
     return code
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends: within an import it would end in an ImportError, or be lost."""
+    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+        yield
+        return
+    held = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and callable(before):  # not where Ctrl-C is ignored, as in a shell's background job
+        before(*held[-1])
+
+
+def require_distinct(
+    outputs: Mapping[str, str | os.PathLike | None], inputs: Iterable[str | os.PathLike]
+) -> None:
+    """Raise UserError where an output ({option: path, or None where not given}) is an input or another output.
+
+    Asked before any work: writing the one would destroy the other.
+    """
+    taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        other = taken.setdefault(Path(path).resolve(), f"what {option} writes")
+        if other != f"what {option} writes":
+            raise UserError(f"{option}: expected a file of its own, got {path}, which is {other}")
 
 
 def write_json(path: str | os.PathLike, result: object) -> None:

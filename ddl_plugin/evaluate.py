@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddl_plugin.cli import Parser, run, write_json
+from ddl_plugin.cli import Parser, require_distinct, run, uninterrupted, write_json
 from ddl_plugin.errors import UserError
 
-_MODEL = "an .onnx file or a checkpoint PREFIX,EPOCH; give --model again to compare"
+MODEL = (
+    "an .onnx file, a checkpoint PREFIX,EPOCH or a folder of a run such as runs/demo/ddl; give --model again"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     identification.set_defaults(command=_identification)
 
     for kind in (verification, identification):
-        kind.add_argument("--model", action="append", required=True, help=_MODEL)
+        kind.add_argument("--model", action="append", required=True, help=f"{MODEL} to compare")
         kind.add_argument("--json", metavar="FILE", help="write the results there too")
     options = parser.parse_args(arguments)
     options.command(options)
@@ -51,9 +53,11 @@ def _size(text: str) -> int | None:
 
 
 def _verification(options: Any) -> None:
-    from ddl_plugin.evaluation.bins import load_bin
-    from ddl_plugin.evaluation.verification import verify
+    with uninterrupted():
+        from ddl_plugin.evaluation.bins import load_bin
+        from ddl_plugin.evaluation.verification import verify
 
+    require_outputs_distinct({"--json": options.json}, options.model, options.bin)
     sets = [load_bin(path) for path in options.bin]
     columns = _measure(
         options.model,
@@ -65,10 +69,15 @@ def _verification(options: Any) -> None:
 
 
 def _identification(options: Any) -> None:
-    from ddl_plugin.data.records import Records
-    from ddl_plugin.evaluation.identification import first_second, identify, load_protocol
+    with uninterrupted():
+        from ddl_plugin.data.records import Records
+        from ddl_plugin.evaluation.identification import first_second, identify, load_protocol
 
     records = Records(options.rec)
+    inputs = [records.path, records.path.with_suffix(".idx"), records.path.with_name("property")]
+    if options.protocol:
+        inputs.append(options.protocol)
+    require_outputs_distinct({"--json": options.json}, options.model, inputs)
     protocol = load_protocol(options.protocol, records) if options.protocol else first_second(records)
     columns = _measure(
         options.model,
@@ -95,13 +104,25 @@ def _measure(models: Sequence[str], measure: Callable) -> dict[str, Any]:
     return results
 
 
+def require_outputs_distinct(
+    outputs: Mapping[str, str | None], models: Sequence[str], inputs: Sequence[str | Path]
+) -> None:
+    """`cli.require_distinct` with the files of `models` among the inputs."""
+    from ddl_plugin.export.graph import model_files
+
+    if any(outputs.values()):
+        require_distinct(outputs, [*inputs, *(path for model in models for path in model_files(model))])
+
+
 def open_model(model: str) -> Callable:
     """embed(images) of an .onnx file or a checkpoint; an .onnx file is measured where there is no MXNet."""
     if model.endswith(".onnx"):
-        from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
+        with uninterrupted():
+            from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 
         return OnnxEmbedder(model)
-    from ddl_plugin.backbone.embedder import open_embedder
+    with uninterrupted():
+        from ddl_plugin.backbone.embedder import open_embedder
 
     return open_embedder(model)
 

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Files: written whole or not at all; one that cannot be read is a one-line error."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ddl_plugin.errors import UserError
+
+
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Around what opens and reads `path`: a file that cannot be read becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -50,9 +59,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Hash of a file's content, as 64 hexadecimal digits."""
+    """Hash of a file's content, as 64 hexadecimal digits. Raises UserError where it cannot be read."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with reading(path), Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -13,6 +13,9 @@ from typing import Any
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.settings import IDENTITY_LOSSES, unknown_keys
 
+#: Folders of a run's output beside the one that is called as its loss.
+_RESERVED = ("base", "pretraining")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -114,6 +117,11 @@ def _place(code: Any) -> tuple[str, int, str]:
 def _register(registry: dict[str, Any], entry: Entry) -> None:
     if not isinstance(entry.name, str) or not entry.name.isidentifier():
         raise UserError(f"{entry.kind} name: expected letters, digits and '_', got {entry.name!r}")
+    if entry.name in _RESERVED:
+        raise UserError(
+            f"{entry.kind} name: expected none of {', '.join(_RESERVED)}, which are folders of a run's output, "
+            f"got {entry.name!r}; choose another"
+        )
     if not callable(entry.build):
         raise UserError(f"{entry.kind} {entry.name!r}: expected build to be a function, got {entry.build!r}")
     old = registry.get(entry.name)

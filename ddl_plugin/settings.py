@@ -19,6 +19,9 @@ NEG_MINING = ("hardest", "top", "random")
 IDENTITY_ROWS = ("all", "singles")
 FC7_INITS = ("mean", "checkpoint", "random")
 
+#: Settings of a run that do not touch what is trained: an unfinished run may go on with others.
+LOOKING_ONLY = ("val_targets", "identification", "num_threads")
+
 #: The host's identity losses: name -> (loss_m1, loss_m2, loss_m3, loss_s); softmax has no scale.
 IDENTITY_LOSSES: dict[str, tuple[float, float, float, float] | None] = {
     "softmax": None,
@@ -192,6 +195,7 @@ class DDLSettings:
         for name in ("lambda_pos", "lambda_neg", "lambda_order"):
             _number(f"ddl.{name}", getattr(self, name), 0.0)
         _whole("ddl.bins", self.bins, 2)
+        require(self.bins <= 10_000, "ddl.bins", self.bins, "10000 nodes at most")
         _number("ddl.gamma", self.gamma, 0.0, 1e5, above=True)
         _choice("ddl.distance", self.distance, DISTANCES)
         _choice("ddl.neg_mining", self.neg_mining, NEG_MINING)

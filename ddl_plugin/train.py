@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddl_plugin.cli import Parser, run
+from ddl_plugin.cli import Parser, run, uninterrupted
 from ddl_plugin.errors import UserError
 
 
@@ -39,7 +39,8 @@ def _parser() -> Parser:
 
 def _train(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_intermixed_args(arguments)
-    from ddl_plugin.recipe import find_recipe, load_recipe
+    with uninterrupted():
+        from ddl_plugin.recipe import find_recipe, load_recipe
 
     overrides = list(options.overrides)
     if options.max_steps is not None:
@@ -50,8 +51,9 @@ def _train(arguments: Sequence[str] | None) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: expected a folder, got the file {output}")
 
-    from ddl_plugin.training.devices import parse_devices
-    from ddl_plugin.training.job import Job, carry_out, dry_run
+    with uninterrupted():
+        from ddl_plugin.training.devices import parse_devices
+        from ddl_plugin.training.job import Job, carry_out, dry_run
 
     bars = sys.stderr.isatty() and not options.quiet
     job = Job(

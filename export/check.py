@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ddl_plugin.cli import uninterrupted
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.evaluation.onnx_model import open_session
 from ddl_plugin.export.graph import EMBEDDING, Checkpoint, find_checkpoint
@@ -42,7 +43,8 @@ class _MXNetNetwork:
     """The checkpoint's embedding in MXNet itself, which reads the files independently of our own readers."""
 
     def __init__(self, files: Checkpoint):
-        from ddl_plugin.mxnet_setup import mx, symbol_from_json
+        with uninterrupted():
+            from ddl_plugin.mxnet_setup import mx, symbol_from_json
 
         self.mx = mx
         self.executor, self.bound_shape = None, None

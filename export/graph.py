@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl_plugin.errors import UserError
+from ddl_plugin.files import reading
 
 EMBEDDING = "fc1_output"
 _WHOLE = re.compile(r"-?\d+")
@@ -101,7 +102,8 @@ def load_symbol(path: str | os.PathLike) -> Graph:
     if not path.is_file():
         raise UserError(f"{path}: no such symbol file")
     try:
-        text = path.read_text(encoding="utf-8")
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected JSON text, got a binary file") from error
     return parse_symbol(text, str(path))
@@ -150,7 +152,9 @@ def find_checkpoint(text: str | os.PathLike) -> Checkpoint:
     if folder.is_dir():
         epochs = _epochs(folder / "model")
         if not epochs:
-            raise UserError(f"{folder}: expected a model-NNNN.params in this folder, found none")
+            raise UserError(
+                f"{folder}: expected a model-NNNN.params in this folder, found none{_hint(folder)}"
+            )
         return _existing(folder / "model", epochs[-1])
     prefix, comma, epoch = text.rpartition(",")
     if not comma or not prefix or not re.fullmatch(r"\s*\d+\s*", epoch):
@@ -159,6 +163,20 @@ def find_checkpoint(text: str | os.PathLike) -> Checkpoint:
             f"or a folder that holds model-symbol.json and model-NNNN.params"
         )
     return _existing(Path(prefix), int(epoch))
+
+
+def model_files(model: str | os.PathLike) -> tuple[Path, ...]:
+    """The files that are read of a model: the .onnx file, or the two of a checkpoint."""
+    if os.fspath(model).endswith(".onnx"):
+        return (Path(model),)
+    found = find_checkpoint(model)
+    return found.symbol, found.params
+
+
+def _hint(folder: Path) -> str:
+    """Names the subfolders that hold a checkpoint, as those of a run do."""
+    inside = [f"'{path.parent}'" for path in sorted(folder.glob("*/model-symbol.json"))]
+    return f"; did you mean {' or '.join(inside)}?" if inside else ""
 
 
 def _epochs(prefix: Path) -> list[int]:

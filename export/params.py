@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.files import replaced
+from ddl_plugin.files import reading, replaced
 
 _FILE_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -132,14 +132,18 @@ def _read_all(reader: _Reader) -> Arrays:
 def load_params(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
     """Read a checkpoint's parameters: ({name: array} of arguments, {name: array} of auxiliary states).
 
-    Arrays keep the type they were saved in. Raises UserError for a missing, truncated or foreign file.
+    Arrays keep the type they were saved in. Raises UserError for a missing, unreadable, truncated or foreign file.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such .params file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: truncated .params file: it is empty; copy or save it again")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        reading(path),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         named = _read_all(_Reader(path, data))
     split: dict[str, Arrays] = {"arg": {}, "aux": {}}
     for name, array in named.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import onnx
@@ -21,6 +22,25 @@ def shared_data() -> Path:
         if (Path(folder) / "lfw112_dev" / "train.rec").is_file():
             return Path(folder)
     pytest.skip("real data not there: set DDL_PLUGIN_TEST_DATA to a folder with lfw112_dev/ and y1_ms1m/")
+
+
+@pytest.fixture
+def unreadable(monkeypatch) -> Callable[[Path], AbstractContextManager[None]]:
+    """unreadable(path): a block in which this file may not be opened; root could open any."""
+    usual = Path.open
+
+    @contextmanager
+    def block(path: Path) -> Iterator[None]:
+        def refuse(self, *arguments, **options):
+            if self == path:
+                raise PermissionError(13, "Permission denied", str(path))
+            return usual(self, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", refuse)
+            yield
+
+    return block
 
 
 @pytest.fixture(scope="session")

@@ -73,3 +73,14 @@ def test_mistakes_on_the_command_line(folder, capsys, monkeypatch, arguments, me
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert message in captured.err
     assert not (folder / arguments[-1]).exists()
+
+
+@pytest.mark.parametrize(
+    "output, json_file", [("a.png", "base.onnx"), ("a.png", "easy.bin"), ("a.png", "a.png")]
+)
+def test_results_do_not_replace_an_input_or_each_other(folder, capsys, monkeypatch, output, json_file):
+    monkeypatch.chdir(folder)
+    line = ["--model", "base.onnx", "--bin", "easy.bin", "--output", output, "--json", json_file]
+    assert main(line) == 2
+    assert f"--json: expected a file of its own, got {json_file}" in capsys.readouterr().err
+    assert not (folder / "a.png").exists()

@@ -2,12 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from ddl_plugin.cli import INTERRUPTED, Parser, run, write_json
+from ddl_plugin.cli import INTERRUPTED, Parser, require_distinct, run, uninterrupted, write_json
 from ddl_plugin.errors import CheckError, UserError
 
 
@@ -87,3 +88,39 @@ def test_results_are_json_in_the_order_given(tmp_path):
     assert list(json.loads(path.read_text())) == ["b", "a"]
     assert json.loads(path.read_text())["a"] == [0.5, None, "é"]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_ctrl_c_waits_for_the_end_of_the_block():
+    done = []
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append("all of it")
+    assert done == ["all of it"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_ignored_ctrl_c_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_of_the_block_is_not_replaced_by_the_interrupt():
+    with pytest.raises(ZeroDivisionError), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        raise ZeroDivisionError
+
+
+def test_outputs_are_neither_inputs_nor_each_other(tmp_path):
+    model = tmp_path / "m.onnx"
+    (tmp_path / "link").symlink_to(model)
+    require_distinct({"--output": tmp_path / "o.onnx", "--json": None}, [model])
+    for same in (model, tmp_path / "x" / ".." / "m.onnx", tmp_path / "link"):
+        with pytest.raises(UserError, match=r"--json: expected a file of its own, got .*the input .*m\.onnx"):
+            require_distinct({"--json": same}, [model])
+    with pytest.raises(UserError, match=r"--json: expected a file of its own, got a, which is what --output"):
+        require_distinct({"--output": "a", "--json": "a"}, [])

@@ -124,6 +124,25 @@ def test_mistakes_on_the_command_line(folder, capsys, monkeypatch, arguments, me
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verification", "--model", "base.onnx", "--bin", "easy.bin", "--json", "easy.bin"],
+        ["verification", "--model", "base.onnx", "--bin", "easy.bin", "--json", "./base.onnx"],
+        ["identification", "--model", "base.onnx", "--rec", "val.rec", "--json", "val.rec"],
+        ["identification", "--model", "base.onnx", "--rec", "val.rec", "--json", "val.idx"],
+    ],
+)
+def test_results_do_not_replace_an_input(folder, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(folder)
+    before = (folder / arguments[-1]).read_bytes()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"--json: expected a file of its own, got {arguments[-1]}, which is the input" in captured.err
+    assert (folder / arguments[-1]).read_bytes() == before
+
+
 def test_models_are_called_by_as_much_of_their_path_as_tells_them_apart():
     assert model_names(["a/base.onnx", "b/ddl.onnx"]) == ["base.onnx", "ddl.onnx"]
     assert model_names(["runs/a/best,3", "runs/b/best,3"]) == ["a/best,3", "b/best,3"]

@@ -71,3 +71,12 @@ def test_the_hash_of_a_file_of_several_blocks(tmp_path):
     content = bytes(range(256)) * 8193  # a little more than two of its blocks
     (tmp_path / "a.bin").write_bytes(content)
     assert sha256(tmp_path / "a.bin") == hashlib.sha256(content).hexdigest()
+
+
+def test_an_unreadable_file_is_a_users_error(tmp_path, unreadable):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"x")
+    with unreadable(path), pytest.raises(UserError, match=r"a\.bin: cannot be read \(Permission denied\)"):
+        sha256(path)
+    with pytest.raises(UserError, match=r"none: cannot be read \(No such file or directory\)"):
+        sha256(tmp_path / "none")

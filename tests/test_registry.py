@@ -33,7 +33,7 @@ def some_loss(F, embedding, settings, options):
     return F.mean(embedding), F.mean(embedding), ("mean",)
 
 
-def some_sampler(labels, partition, pairs, settings, *, devices, seed, options):
+def some_sampler(labels, partition, pairs, settings, *, rows, devices, seed, options):
     return None
 
 
@@ -81,12 +81,18 @@ def test_the_built_in_names_are_ddl_and_the_hosts_identity_losses():
 SAMPLER_ROWS = {"pairs": SETTINGS.rows, "images": 5}
 
 
+def build_sampler(name, rows):
+    """A sampler of two devices, called as the trainer calls it."""
+    entry = get_sampler(name)
+    return entry.build(*data(), SETTINGS, rows=rows, devices=2, seed=1, options=entry.resolve({}))
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_builds_what_its_contract_says(name):
     entry = get_sampler(name)
     assert entry.description
     rows = SAMPLER_ROWS[name]
-    built = entry.build(*data(), SETTINGS, rows=rows, devices=2, seed=1, options=entry.resolve({}))
+    built = build_sampler(name, rows)
     assert built.rows == 2 * rows
     assert built.steps_per_epoch >= 1
     assert len(built.batch(3).positions) == built.rows
@@ -144,6 +150,8 @@ def test_a_name_is_given_once():
         ("my loss", some_loss, "loss name: expected letters, digits and '_', got 'my loss'"),
         ("", some_loss, "loss name: expected"),
         (None, some_loss, "loss name: expected"),
+        ("base", some_loss, "loss name: expected none of base, pretraining.*got 'base'"),
+        ("pretraining", some_loss, "folders of a run's output, got 'pretraining'; choose another"),
         ("mine", None, "loss 'mine': expected build to be a function, got None"),
         ("mine", "some_loss", "loss 'mine': expected build to be a function, got 'some_loss'"),
     ],
@@ -192,8 +200,8 @@ def test_the_documents_sampler_runs(tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(examples()[1])
     runpy.run_path(str(recipe))
-    entry = get_sampler("one_batch")
-    built = entry.build(*data(), SETTINGS, devices=2, seed=0, options=entry.resolve({}))
+    built = build_sampler("one_batch", SETTINGS.rows)
+    assert built.steps_per_epoch == 1
     assert built.rows == 2 * SETTINGS.rows
     assert (built.batch(0).positions == built.batch(7).positions).all()
 

@@ -26,8 +26,8 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from ddl_plugin.cli import write_text
 from ddl_plugin.errors import UserError
+from ddl_plugin.files import reading, write_text
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -278,7 +278,8 @@ class Records:
         # `property` describes the training set; other sets may lie in the same folder.
         if self.path.stem != "train" or not file.is_file():
             return classes
-        text = file.read_text(errors="replace").strip()
+        with reading(file):
+            text = file.read_text(errors="replace").strip()
         match = re.fullmatch(r"(\d{1,9})\s*,\s*\d+\s*,\s*\d+", text)
         if not match:
             raise UserError(

@@ -14,6 +14,7 @@ from ddl_plugin.evaluation.features import Embed, Progress, extract, no_progress
 from ddl_plugin.evaluation.metrics import eer, tar_at_far, tenfold_accuracy
 
 FARS = (1e-1, 1e-2, 1e-3)
+FOLDS = 10
 
 
 def pair_similarities(
@@ -75,8 +76,9 @@ def summarise(negatives: np.ndarray, positives: np.ndarray, fars: Sequence[float
 
 def score(similarity: np.ndarray, bin_set: BinSet, fars: Sequence[float] = FARS) -> dict[str, Any]:
     """The result of `verify` from similarities that are already there."""
+    _require_folds(bin_set)
     negatives, positives = split(similarity, bin_set)
-    accuracy, deviation = tenfold_accuracy(similarity, bin_set.issame)
+    accuracy, deviation = tenfold_accuracy(similarity, bin_set.issame, FOLDS)
     return {
         "set": bin_set.name,
         "pairs": len(bin_set),
@@ -84,6 +86,13 @@ def score(similarity: np.ndarray, bin_set: BinSet, fars: Sequence[float] = FARS)
         "accuracy_std": deviation,
         **summarise(negatives, positives, fars),
     }
+
+
+def _require_folds(bin_set: BinSet) -> None:
+    if len(bin_set) < FOLDS:
+        raise UserError(
+            f"{bin_set.name}: expected at least {FOLDS} pairs for {FOLDS}-fold accuracy, got {len(bin_set)}"
+        )
 
 
 def verify(
@@ -103,4 +112,5 @@ def verify(
     Raises:
         UserError: naming the image whose embedding is not finite; a set of fewer than 10 pairs or of one kind.
     """
+    _require_folds(bin_set)  # before the images are embedded
     return score(pair_similarities(embed, bin_set, flip, batch, progress), bin_set, fars)

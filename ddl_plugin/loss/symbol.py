@@ -5,6 +5,7 @@ Its outputs stand in the order in which InsightFace's MXNet trainer reads them.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, NamedTuple
 
 from ddl_plugin.errors import UserError
@@ -81,7 +82,9 @@ def training_symbol(
         )
         outputs, names = [mx.sym.BlockGrad(embedding, name="embedding"), softmax], ()
         if entry.build is not None:
-            value, terms, names = _registered(entry, embedding, settings, options or {})
+            options = entry.resolve(options or {})
+            value, terms, names = _registered(entry, embedding, settings, options)
+            _check_shapes(entry, emb_size, settings, options)
             outputs += [
                 mx.sym.MakeLoss(value, name=f"{loss}_loss"),
                 mx.sym.BlockGrad(terms, name=f"{loss}_terms"),
@@ -146,7 +149,16 @@ def _registered(
     entry: LossEntry, embedding: Any, settings: DDLSettings, options: dict[str, Any]
 ) -> tuple[Any, Any, tuple[str, ...]]:
     """What a registered loss built, checked: its author is a user."""
-    built = entry.build(mx.sym, embedding, settings, entry.resolve(options))
+    try:
+        built = entry.build(mx.sym, embedding, settings, options)
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:2]  # of build itself, if it was entered
+        where = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in frames)
+        raise UserError(
+            f"loss {entry.name!r}: build() raised {type(error).__name__}: {error}{where}"
+        ) from error
     good = isinstance(built, tuple) and len(built) == 3
     good = good and all(isinstance(part, mx.sym.Symbol) for part in built[:2])
     if not good:
@@ -159,3 +171,27 @@ def _registered(
     if not listed or not names or len(set(names)) < len(names):
         raise UserError(f"loss {entry.name!r}: expected distinct names of its terms, got {names!r}")
     return value, terms, tuple(names)
+
+
+def _check_shapes(entry: LossEntry, emb_size: int, settings: DDLSettings, options: dict[str, Any]) -> None:
+    """Raise `UserError` unless the loss is (1,) and the terms are (1, T), as far as MXNet can infer it.
+
+    Asked of a graph on a variable, whose shape is known while that of the backbone's output is not.
+    """
+    with mx.name.NameManager():  # the names in the training graph are not counted on
+        value, terms, names = _registered(entry, mx.sym.Variable("embedding"), settings, options)
+    expected = {"loss": (1,), "terms": (1, len(names))}
+    for (what, shape), symbol in zip(expected.items(), (value, terms), strict=True):
+        known = {"embedding": (settings.rows, emb_size)} if "embedding" in symbol.list_arguments() else {}
+        try:
+            inferred = symbol.infer_shape_partial(**known)[1]
+        except mx.base.MXNetError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"loss {entry.name!r}: shapes do not fit an embedding of ({settings.rows}, {emb_size}): {reason}"
+            ) from error
+        if inferred and inferred[0] and 0 not in inferred[0] and inferred[0] != shape:
+            named = f", one for each of the names {names}" if what == "terms" else ""
+            raise UserError(
+                f"loss {entry.name!r}: expected {what} of shape {shape}{named}, got {inferred[0]}"
+            )

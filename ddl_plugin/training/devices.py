@@ -7,6 +7,8 @@ import re
 from ddl_plugin.errors import UserError
 from ddl_plugin.mxnet_setup import mx
 
+_MOST = 64  # devices; MXNet answers absurd numbers with an allocation failure
+
 
 def parse_devices(text: str) -> list[mx.Context]:
     """Contexts in the order given. 'cpu:0,1' is two contexts on the CPU, sliced exactly as two GPUs are."""
@@ -16,6 +18,8 @@ def parse_devices(text: str) -> list[mx.Context]:
     kind, numbers = match[1], [int(n) for n in (match[2] or "0").split(",")]
     if len(set(numbers)) < len(numbers):
         raise UserError(f"--devices: expected distinct numbers, got {text!r}")
+    if max(numbers) >= _MOST:
+        raise UserError(f"--devices: expected device numbers below {_MOST}, got {text!r}")
     if kind == "gpu":
         _require_gpus(max(numbers) + 1, text)
     return [mx.Context(kind, number) for number in numbers]

@@ -23,13 +23,23 @@ from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.export.check import check_same_graph, compare_runtimes, real_images
 from ddl_plugin.export.convert import convert, read_model
+from ddl_plugin.export.graph import find_checkpoint
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe, find_recipe, load_recipe
 from ddl_plugin.settings import RunSettings
 from ddl_plugin.training import output, report
 from ddl_plugin.training.classifier import initial_fc7
-from ddl_plugin.training.dataset import Dataset, dataset_folder, open_dataset, summary_rows
+from ddl_plugin.training.dataset import (
+    SYNTHETIC,
+    SYNTHETIC_FOLDER,
+    Dataset,
+    dataset_folder,
+    open_dataset,
+    summary_rows,
+)
 from ddl_plugin.training.trainer import STATE_FILE, Trainer, Validate
+
+_DEEPEST = 3  # base models of base models; beyond that recipes name each other in a circle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +73,24 @@ def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
     Raises `UserError` where the folder holds other or unfinished work that would be lost, and
     KeyboardInterrupt, with what is to be done next, at Ctrl-C.
     """
+    with output.locked(job.output, create=not resume):
+        return _carry_out(job, resume)
+
+
+def _carry_out(job: Job, resume: bool) -> dict[str, Any]:
     (output.go_on if resume else output.begin)(job.output, job.settings)
     try:
         prepared = prepare(job, _backbone(job), job.output)
-        models = {"base": prepared.base_onnx} if prepared.base_onnx else {}
+        measured = {}
+        if prepared.base_onnx:
+            # Before the training, so that what is wrong with the evaluation's data is said before it.
+            measured["base"] = _measure(job, prepared, "base", prepared.base_onnx)
         speeds = {}
         for settings in _runs(job.settings):
             folder = job.output / settings.loss
             speeds[settings.loss] = _train(job, settings, prepared, folder, resume)
-            models[settings.loss] = _export(job, prepared, folder)
-        return _report(job, prepared, models, speeds)
+            measured[settings.loss] = _measure(job, prepared, settings.loss, _export(job, prepared, folder))
+        return _report(job, prepared, measured, speeds)
     except KeyboardInterrupt as interrupt:
         if str(interrupt) or not output.begun(job.output):
             raise
@@ -87,8 +105,10 @@ def prepare(job: Job, backbone: Backbone, models: Path, cache: Path | None = Non
     The base model is written into the folder `models`; pairs into `cache`, default pairs.npz there.
     """
     settings = job.settings
+    if settings.dataset_path == SYNTHETIC and not SYNTHETIC_FOLDER.exists():
+        job.say(f"drawing the embedded data set into {SYNTHETIC_FOLDER}")
     folder = dataset_folder(settings)
-    report.open_bins(settings, folder)  # a mistyped val_targets is said now, not after the training
+    report.open_bins(settings, folder), report.open_protocol(settings, folder)  # mistyped ones are said now
     base_hash = fingerprint(backbone)
     output.require_same_origin(
         models,
@@ -173,6 +193,12 @@ def _backbone(job: Job) -> Backbone:
 
 
 def _load(settings: RunSettings, checkpoint: str) -> Backbone:
+    try:
+        find_checkpoint(checkpoint)
+    except UserError as error:
+        raise UserError(
+            f"pretrained: {error}; pretrained=PREFIX,EPOCH on the command line sets another"
+        ) from error
     return load_backbone(
         checkpoint, network=settings.network, emb_size=settings.emb_size, rename=settings.rename
     )
@@ -197,6 +223,10 @@ def _base_job(job: Job) -> Job:
     name = job.settings.pretrained
     beside = job.recipe.parent / name
     recipe = beside if beside.is_file() else find_recipe(name)
+    if recipe.resolve() == job.recipe.resolve() or job.output.parts.count(output.PRETRAINING) >= _DEEPEST:
+        raise UserError(
+            f"{job.recipe}: pretrained: expected another recipe that trains the base model, got {name!r}"
+        )
     settings = dataclasses.replace(load_recipe(str(recipe)), seed=job.settings.seed)
     return dataclasses.replace(job, settings=settings, recipe=recipe, output=job.output / output.PRETRAINING)
 
@@ -275,9 +305,17 @@ def _export(job: Job, prepared: Prepared, folder: Path) -> Path:
 # -- the end -----------------------------------------------------------------------------------------
 
 
-def _report(job: Job, prepared: Prepared, models: dict[str, Path], speeds: dict[str, Any]) -> dict[str, Any]:
+def _measure(job: Job, prepared: Prepared, name: str, path: Path) -> tuple[dict, dict]:
+    return report.measure(job.settings, prepared.dataset.folder, name, path, job.progress)
+
+
+def _report(
+    job: Job, prepared: Prepared, measured: dict[str, tuple[dict, dict]], speeds: dict[str, Any]
+) -> dict[str, Any]:
+    """`measured`: by model, its results and its similarities."""
     settings = job.settings
-    results, similarities = report.measure(settings, prepared.dataset.folder, models, job.progress)
+    results = {name: result for name, (result, _) in measured.items()}
+    similarities = {name: values for name, (_, values) in measured.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     notes = [
         f"{settings.max_steps} steps of {settings.batch_rows * len(job.contexts)} images on "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.bins import BinSet, load_bin
-from ddl_plugin.evaluation.identification import first_second, identify, load_protocol
+from ddl_plugin.evaluation.identification import Protocol, first_second, identify, load_protocol
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.evaluation.verification import pair_similarities, score, split
 from ddl_plugin.files import write_text
@@ -34,44 +34,40 @@ def open_bins(settings: RunSettings, folder: Path) -> list[BinSet]:
     return sets
 
 
-def measure(
-    settings: RunSettings, folder: Path, models: dict[str, Path], progress: bool
-) -> tuple[Results, dict]:
-    """Results by model, and the similarities of every set by model for the figure.
-
-    `models` are exported .onnx files: what is measured is what will be deployed.
-    """
-    bins = open_bins(settings, folder)
-    results: Results = {}
-    similarities: dict[str, dict[str, Any]] = {}
-    for name, path in models.items():
-        embed = OnnxEmbedder(path)
-        bar = _bar(f"evaluate {name}", progress)
-        result: dict[str, Any] = {"verification": {}}
-        similarities[name] = {}
-        for bin_set in bins:
-            values = pair_similarities(embed, bin_set, progress=bar)
-            result["verification"][bin_set.name] = score(values, bin_set)
-            similarities[name][bin_set.name] = split(values, bin_set)
-        if settings.identification is not None:
-            result["identification"] = _identify(settings, folder, embed, bar)
-        results[name] = result
-    return results, similarities
-
-
-def _bar(text: str, progress: bool):
-    return lambda batches: tqdm(batches, text, leave=False, disable=not progress)
-
-
-def _identify(settings: RunSettings, folder: Path, embed: OnnxEmbedder, bar) -> dict[str, Any]:
+def open_protocol(settings: RunSettings, folder: Path) -> tuple[Records, Protocol] | None:
+    """The records and the gallery and probes of `identification`, None without it."""
     wanted = settings.identification
+    if wanted is None:
+        return None
     records = Records(in_folder(folder, wanted.rec))
     if wanted.protocol is None:
-        protocol = first_second(records)
-    else:
-        protocol = load_protocol(in_folder(folder, wanted.protocol), records)
-    sizes = [None if size == "full" else size for size in wanted.sizes]
-    return identify(embed, records, protocol, sizes, progress=bar)
+        return records, first_second(records)
+    return records, load_protocol(in_folder(folder, wanted.protocol), records)
+
+
+def measure(
+    settings: RunSettings, folder: Path, name: str, path: Path, progress: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What there is to say of one model, and its similarities by verification set, for the figure.
+
+    `path` is the exported .onnx file: what is measured is what will be deployed.
+    """
+    embed = OnnxEmbedder(path)
+
+    def bar(batches: Iterable) -> Iterable:
+        return tqdm(batches, f"evaluate {name}", leave=False, disable=not progress)
+
+    result: dict[str, Any] = {"verification": {}}
+    similarities = {}
+    for bin_set in open_bins(settings, folder):
+        values = pair_similarities(embed, bin_set, progress=bar)
+        result["verification"][bin_set.name] = score(values, bin_set)
+        similarities[bin_set.name] = split(values, bin_set)
+    opened = open_protocol(settings, folder)
+    if opened is not None:
+        sizes = [None if size == "full" else size for size in settings.identification.sizes]
+        result["identification"] = identify(embed, *opened, sizes, progress=bar)
+    return result, similarities
 
 
 def table(results: Results, tablefmt: str = "simple") -> str:

@@ -23,7 +23,7 @@ from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe
 from ddl_plugin.registry import get_sampler
-from ddl_plugin.settings import Degradation, RunSettings
+from ddl_plugin.settings import LOOKING_ONLY, Degradation, RunSettings
 from ddl_plugin.training.dataset import Dataset
 from ddl_plugin.training.graph import fixed_gammas, training_graph
 from ddl_plugin.training.log import RunLog
@@ -328,8 +328,9 @@ class Trainer:
 
     def _identification(self) -> dict[str, Any]:
         """All that an unfinished run must have in common with one that continues it."""
+        settings = {k: v for k, v in describe(self._settings).items() if k not in LOOKING_ONLY}
         return {
-            **describe(self._settings),
+            **settings,
             "number of devices": len(self._contexts),
             "number of images": len(self._dataset.records),
             "number of identities": len(self._fc7),

@@ -192,6 +192,14 @@ def test_property_that_does_not_fit(tmp_path, text, message):
         Records(tmp_path)
 
 
+def test_an_unreadable_property(tmp_path, unreadable):
+    write_set(tmp_path, ranged_set())
+    path = tmp_path / "property"
+    path.write_text("8,112,112")
+    with unreadable(path), pytest.raises(UserError, match=r"property: cannot be read \(Permission denied\)"):
+        Records(tmp_path)
+
+
 # -- files that are not there or not whole ----------------------------------------------------------
 
 

@@ -88,11 +88,18 @@ def test_a_bad_checkpoint_exits_2_with_one_line(tmp_path):
         (("--output", "m.onnx", "--tolerance", "0"), "--tolerance: expected a number > 0, got 0"),
         (("--output", "m.onnx", "--base", "none.onnx"), "none.onnx: no such ONNX file"),
         (("--output", "m.onnx", "--images", "none.rec"), "none.rec"),
-        (("--output", "."), "expected the name of a file to write, got a folder"),
+        (("--output", "folder.onnx"), "expected the name of a file to write, got a folder"),
+        (("--output", "m.bin"), "--output: expected a name that ends in .onnx, got 'm.bin'"),
+        (("--output", "folder.onnx", "--base", "folder.onnx"), "--output: expected a file of its own"),
+        (("--output", "m.onnx", "--json", "m.onnx"), "--json: expected a file of its own, got m.onnx"),
+        (("--output", "m.onnx", "--json", "model-0000.params"), "which is the input"),
+        (("--output", "m.onnx", "--json", "model-symbol.json"), "which is the input"),
+        (("--output", "m.onnx", "--images", "x.rec", "--json", "x.idx"), "which is the input"),
     ],
 )
 def test_usage_errors_exit_2(arguments, message, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.onnx").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())
     assert in_process(checkpoint, *arguments) == 2
     assert message in capsys.readouterr().err

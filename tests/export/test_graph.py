@@ -4,7 +4,7 @@ import json
 import pytest
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.export.graph import Node, cut, find_checkpoint, load_symbol, parse_symbol
+from ddl_plugin.export.graph import Node, cut, find_checkpoint, load_symbol, model_files, parse_symbol
 from ddl_plugin.mxnet_setup import mx
 
 
@@ -130,5 +130,26 @@ def test_checkpoint_of_another_form(text):
 
 
 def test_folder_without_a_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=r"expected a model-NNNN\.params in this folder"):
+    with pytest.raises(UserError, match=r"expected a model-NNNN\.params in this folder, found none$"):
         find_checkpoint(tmp_path)
+    for name in ("ddl", "base"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model-symbol.json").touch()
+    with pytest.raises(UserError, match=rf"did you mean '{tmp_path}/base' or '{tmp_path}/ddl'\?$"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_files_of_a_model(tmp_path):
+    for name in ("model-symbol.json", "model-0002.params"):
+        (tmp_path / name).touch()
+    assert [path.name for path in model_files(tmp_path)] == ["model-symbol.json", "model-0002.params"]
+    assert [path.name for path in model_files("a/b.onnx")] == ["b.onnx"]
+
+
+def test_an_unreadable_symbol(tmp_path, unreadable):
+    (tmp_path / "a.json").write_text("{}")
+    with (
+        unreadable(tmp_path / "a.json"),
+        pytest.raises(UserError, match=r"a\.json: cannot be read \(Permission"),
+    ):
+        load_symbol(tmp_path / "a.json")

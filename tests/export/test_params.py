@@ -141,3 +141,12 @@ def test_foreign_and_damaged_files(content, message, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"none\.params: no such \.params file"):
         load_params(tmp_path / "none.params")
+
+
+def test_an_unreadable_file(tmp_path, unreadable):
+    (tmp_path / "a.params").write_bytes(b"x")
+    with (
+        unreadable(tmp_path / "a.params"),
+        pytest.raises(UserError, match=r"a\.params: cannot be read \(Perm"),
+    ):
+        load_params(tmp_path / "a.params")

@@ -252,12 +252,52 @@ def test_a_registered_loss_takes_the_place_of_ddl(own_registry):
         (lambda loss: (loss, loss, ()), r"loss 'bad': expected distinct names of its terms, got \(\)"),
         (lambda loss: (loss, loss, ("a", "a")), "distinct names of its terms"),
         (lambda loss: (loss, loss, "ab"), "distinct names of its terms, got 'ab'"),
+        (
+            lambda loss: (loss, mx.sym.reshape(loss, shape=(1, 1)), ("a", "b")),
+            r"loss 'bad': expected terms of shape \(1, 2\).*\('a', 'b'\), got \(1, 1\)",
+        ),
+        (
+            lambda loss: (mx.sym.reshape(loss, shape=(1, 1)), mx.sym.reshape(loss, shape=(1, 1)), ("a",)),
+            r"loss 'bad': expected loss of shape \(1,\), got \(1, 1\)",
+        ),
     ],
 )
 def test_a_registered_loss_that_returns_something_else_is_named(own_registry, result, message):
     registry.register_loss("bad", lambda F, x, s, o: result(F.mean(x)), description="a test")
     with pytest.raises(UserError, match=message):
         build(loss="bad")
+
+
+def test_shapes_that_do_not_fit_the_embedding_are_named(own_registry):
+    def bad(F, embedding, settings, options):
+        loss = F.mean(F.elemwise_add(embedding, F.slice_axis(embedding, axis=0, begin=0, end=2)))
+        return loss, F.expand_dims(loss, axis=0), ("a",)
+
+    registry.register_loss("bad", bad, description="a test")
+    with pytest.raises(UserError, match=r"loss 'bad': shapes do not fit an embedding of \(\d+, \d+\): \S"):
+        build(loss="bad")
+
+
+def test_terms_may_be_constants(own_registry):
+    def constant(F, embedding, settings, options):
+        return F.mean(embedding), F.ones((1, 1)), ("one",)
+
+    registry.register_loss("constant", constant, description="a test")
+    assert build(loss="constant").term_names == ("one",)
+
+
+def test_a_registered_loss_that_raises_is_named_with_its_line(own_registry):
+    def raising(F, embedding, settings, options):
+        return 1 + "a"
+
+    registry.register_loss("bad", raising, description="a test")
+    with pytest.raises(
+        UserError, match=r"^loss 'bad': build\(\) raised TypeError: .*\(.*test_symbol\.py, line \d+\)$"
+    ):
+        build(loss="bad")
+    registry.register_loss("other", lambda F: None, description="a test")
+    with pytest.raises(UserError, match=r"^loss 'other': build\(\) raised TypeError: .*positional argument"):
+        build(loss="other")
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,8 @@ def test_gpus_that_are_there_are_taken(monkeypatch):
     monkeypatch.setattr(mx.runtime.Features, "is_enabled", lambda self, name: True)
     monkeypatch.setattr(mx.context, "num_gpus", lambda: 2)
     assert parse_devices("gpu:1,0") == [mx.gpu(1), mx.gpu(0)]
+
+
+def test_absurd_device_numbers_are_refused():
+    with pytest.raises(UserError, match=r"--devices: expected device numbers below 64, got 'cpu:9999999999'"):
+        parse_devices("cpu:9999999999")

@@ -30,7 +30,10 @@ def measured(settings, small_synthetic, tmp_path, monkeypatch):
         models["blind"]: lambda images: noise[images.reshape(len(images), -1).sum(axis=1) % 5000],
     }
     monkeypatch.setattr(report, "OnnxEmbedder", embedders.__getitem__)
-    return report.measure(settings, small_synthetic, models, progress=False)
+    both = {
+        name: report.measure(settings, small_synthetic, name, path, False) for name, path in models.items()
+    }
+    return {name: one for name, (one, _) in both.items()}, {name: one for name, (_, one) in both.items()}
 
 
 def test_every_model_is_measured_on_every_set(measured):
@@ -92,9 +95,9 @@ def test_identification_without_a_protocol_takes_first_and_second(
 ):
     monkeypatch.setattr(report, "OnnxEmbedder", lambda path: pooled)
     settings = settings_of(identification=IdentificationSettings(rec="val.rec"))
-    results, similarities = report.measure(settings, small_synthetic, {"base": tmp_path / "x.onnx"}, False)
-    (row,) = results["base"]["identification"]["results"]
+    result, similarities = report.measure(settings, small_synthetic, "base", tmp_path / "x.onnx", False)
+    (row,) = result["identification"]["results"]
     people = Records(small_synthetic / "val.rec").num_classes
     assert 0 <= row["rank1"] <= 1
     assert row["rank1"] * people == pytest.approx(round(row["rank1"] * people))
-    assert similarities == {"base": {}}
+    assert similarities == {}

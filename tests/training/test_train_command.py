@@ -20,6 +20,7 @@ from ddl_plugin.data.sampler import ImageSampler
 from ddl_plugin.export.params import load_params
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.train import main
+from ddl_plugin.training.output import locked
 
 STEPS = 16
 
@@ -543,3 +544,68 @@ def test_a_base_model_that_changed_is_refused_before_anything_is_written(
         r"error: --resume: the base model changed since the run in .* was begun .*\n", capfd.readouterr().err
     )
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_what_is_wrong_with_the_evaluation_is_said_before_the_training(write_recipe, tmp_path, capfd):
+    recipe = write_recipe(tmp_path, *SHORT)
+    out = tmp_path / "out"
+    assert main([str(recipe), "--output", str(out), "--quiet", "identification.rec=nix.rec"]) == 2
+    assert "nix.rec" in capfd.readouterr().err
+    assert not (out / "ddl").exists()
+
+
+def test_a_finished_run_can_be_looked_at_with_other_sets(write_recipe, tmp_path, capfd):
+    recipe = write_recipe(tmp_path, *SHORT)
+    command = [str(recipe), "--output", str(tmp_path / "out"), "--quiet"]
+    assert main(command) == 0
+    assert main([*command, "--resume", "val_targets=easy,hard"]) == 0
+    printed = capfd.readouterr().out
+    assert "ddl: already trained" in printed
+    assert re.search(r"^hard +accuracy", printed, re.MULTILINE)
+
+
+def test_two_jobs_do_not_work_in_one_folder(write_recipe, tmp_path, capfd):
+    recipe, out = write_recipe(tmp_path, *SHORT), tmp_path / "out"
+    with locked(out, create=True):
+        assert main([str(recipe), "--output", str(out), "--quiet"]) == 2
+    assert re.fullmatch(r"error: --output: another run is working in .*\n", capfd.readouterr().err)
+    assert main([str(recipe), "--output", str(out), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "origin.json", "ddl/done.json"])
+@pytest.mark.parametrize("content", ['{"a', "[]"])
+def test_damaged_bookkeeping_is_one_line(finished_copy, name, content, capfd):
+    recipe, out = finished_copy
+    (out / name).write_text(content)
+    assert main([str(recipe), "--output", str(out), "--quiet", "--resume"]) == 2
+    assert re.search(
+        rf"^error: .*{name} (cannot be read|is damaged).*delete the folder", capfd.readouterr().err
+    )
+
+
+@pytest.fixture(scope="module")
+def finished_short(tmp_path_factory, write_recipe):
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_recipe(folder, *SHORT)
+    assert main([str(recipe), "--output", str(folder / "out"), "--quiet"]) == 0
+    return recipe, folder / "out"
+
+
+@pytest.fixture
+def finished_copy(finished_short, tmp_path):
+    recipe, out = finished_short
+    shutil.copytree(out, tmp_path / "out")
+    return recipe, tmp_path / "out"
+
+
+def test_a_recipe_is_not_its_own_base(write_recipe, tmp_path, capfd):
+    recipe = write_recipe(tmp_path, *SHORT, pretrained="small.py")
+    assert main([str(recipe), "--output", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "expected another recipe that trains the base model, got 'small.py'" in capfd.readouterr().err
+
+
+def test_recipes_that_name_each_other_end(write_recipe, tmp_path, capfd):
+    recipe = write_recipe(tmp_path, *SHORT, pretrained="other.py")
+    (tmp_path / "other.py").write_text(recipe.read_text().replace("other.py", "small.py"))
+    assert main([str(recipe), "--output", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "expected another recipe that trains the base model" in capfd.readouterr().err
