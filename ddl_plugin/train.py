@@ -19,6 +19,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="change a key of the recipe; dots nest: ddl.lambda_order=0.4",
     )
