@@ -108,7 +108,9 @@ def prepare(job: Job, backbone: Backbone, models: Path, cache: Path | None = Non
     if settings.dataset_path == SYNTHETIC and not SYNTHETIC_FOLDER.exists():
         job.say(f"drawing the embedded data set into {SYNTHETIC_FOLDER}")
     folder = dataset_folder(settings)
-    report.open_bins(settings, folder), report.open_protocol(settings, folder)  # mistyped ones are said now
+    # Opened here so that what is mistyped is said before anything is written.
+    report.open_bins(settings, folder)
+    report.open_protocol(settings, folder)
     base_hash = fingerprint(backbone)
     output.require_same_origin(
         models,
