@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from ddl_plugin.cli import Parser, require_distinct, write_json
@@ -75,20 +76,36 @@ def export(options: Namespace) -> dict[str, Any]:
     require_distinct({"--output": options.output, "--json": options.json}, _inputs(options, files))
     base = _base_model(options.base) if options.base else None
     images = real_images(options.images) if options.images else None
+    return export_checked(files, options.output, base, options.base, images, options.tolerance)
+
+
+def export_checked(
+    files: Checkpoint,
+    output: Path,
+    base: onnx.ModelProto | None,
+    base_name: str | None,
+    images: np.ndarray | None,
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """Write `output`, but only when every check held; returns the report of what was checked.
+
+    `base`, called `base_name` in messages: the model whose graph it must have; None: any. `images`, uint8
+    (n, 112, 112, 3): real ones to compare on beside the synthetic ones. Raises CheckError.
+    """
     model = read_model(files)
     report: dict[str, Any] = {
         "checkpoint": str(files.params),
-        "output": str(options.output),
+        "output": str(output),
         "opset": OPSET,
         "nodes": len(model.graph.node),
         "dimension": model.graph.output[0].type.tensor_type.shape.dim[1].dim_value,
     }
-    with replaced(options.output) as temporary:
+    with replaced(output) as temporary:
         temporary.write_bytes(model.SerializeToString())
         if base is not None:
-            report["same_graph"] = check_same_graph(model, base, options.base)
-        report["parity"] = compare_runtimes(files, temporary, images, options.tolerance)
-    report["bytes"] = options.output.stat().st_size
+            report["same_graph"] = check_same_graph(model, base, base_name)
+        report["parity"] = compare_runtimes(files, temporary, images, tolerance)
+    report["bytes"] = output.stat().st_size
     return report
 
 

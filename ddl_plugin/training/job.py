@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from tabulate import tabulate
 
 from ddl_plugin.backbone.checkpoint import Backbone, fingerprint, load_backbone, new_backbone, save_backbone
@@ -21,8 +22,9 @@ from ddl_plugin.cli import write_json
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
-from ddl_plugin.export.check import check_same_graph, compare_runtimes, real_images
-from ddl_plugin.export.convert import convert, read_model
+from ddl_plugin.export.check import real_images
+from ddl_plugin.export.command import export_checked
+from ddl_plugin.export.convert import convert
 from ddl_plugin.export.graph import find_checkpoint
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe, find_recipe, load_recipe
@@ -291,14 +293,12 @@ def _validation(job: Job, settings: RunSettings, prepared: Prepared) -> Validate
 
 def _export(job: Job, prepared: Prepared, folder: Path) -> Path:
     """The run's ONNX file beside its folder, compared with MXNet and with the base model's graph."""
-    import onnx
-
-    path = convert(str(folder), job.output / f"{folder.name}.onnx")
-    parity = compare_runtimes(str(folder), path, real_images(prepared.dataset.records.path))
-    base_onnx = prepared.base_onnx
-    text = f"{path}: MXNet and ONNX Runtime agree to {parity['max_difference']:.1e} on unit embeddings"
-    if base_onnx is not None:
-        check_same_graph(read_model(str(folder)), onnx.load(str(base_onnx)), str(base_onnx))
+    path, base_onnx = job.output / f"{folder.name}.onnx", prepared.base_onnx
+    base = None if base_onnx is None else onnx.load(str(base_onnx))
+    images = real_images(prepared.dataset.records.path)
+    checked = export_checked(find_checkpoint(folder), path, base, str(base_onnx), images)
+    text = f"{path}: MXNet and ONNX Runtime agree to {checked['parity']['max_difference']:.1e} on unit embeddings"
+    if base is not None:
         text += ", graph identical to the base model's"
     job.say(text)
     return path

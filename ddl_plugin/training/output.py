@@ -133,7 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _difference(recorded: dict[str, Any], settings: RunSettings) -> str | None:
     """'lr is 0.2, but a run with 0.1' for the first setting that differs and touches what is trained."""
-    for key, value in json.loads(json.dumps(describe(settings))).items():
+    for key, value in describe(settings).items():
         if key not in LOOKING_ONLY and recorded.get(key) != value:
             return f"{key} is {value!r}, but a run with {recorded.get(key)!r}"
     return None
