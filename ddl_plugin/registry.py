@@ -74,7 +74,8 @@ def _ddl(F: Any, embedding: Any, settings: Any, options: dict[str, Any]) -> Any:
 def _pairs(labels, partition, pairs, settings, *, rows: int, devices: int, seed: int, options: Any) -> Any:
     from ddl_plugin.data.sampler import PairSampler
 
-    return PairSampler(labels, partition, pairs, settings, devices=devices, seed=seed)
+    together = settings.scope == "global"
+    return PairSampler(labels, partition, pairs, settings, devices=devices, seed=seed, together=together)
 
 
 def _images(labels, partition, pairs, settings, *, rows: int, devices: int, seed: int, options: Any) -> Any:

@@ -17,6 +17,7 @@ from ddl_plugin.errors import UserError, did_you_mean
 DISTANCES = ("kl", "js", "emd")
 NEG_MINING = ("hardest", "top", "random")
 IDENTITY_ROWS = ("all", "singles")
+SCOPES = ("device", "global")
 FC7_INITS = ("mean", "checkpoint", "random")
 
 #: Settings of a run that do not touch what is trained: an unfinished run may go on with others.
@@ -176,6 +177,7 @@ class DDLSettings:
     detach_teacher: bool = False  # True: no gradient through the teacher's histograms
     identity: str = "arcface"  # the identity loss beside it (Eq. 8)
     identity_rows: str = "all"  # all | singles (as the authors released it)
+    scope: str = "device"  # whose similarities make a histogram: each device's, or all devices' (global)
 
     def __post_init__(self) -> None:
         _whole("ddl.b", self.b, 2)
@@ -206,6 +208,7 @@ class DDLSettings:
         _flag("ddl.detach_teacher", self.detach_teacher)
         _choice("ddl.identity", self.identity, tuple(IDENTITY_LOSSES))
         _choice("ddl.identity_rows", self.identity_rows, IDENTITY_ROWS)
+        _choice("ddl.scope", self.scope, SCOPES)
 
     @property
     def num_hard(self) -> int:

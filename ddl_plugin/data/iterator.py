@@ -27,7 +27,8 @@ class BatchIterator(mx.io.DataIter):
     records: the data set. sampler: which images (its rows are the batch). labels: (N,) int32 per position.
     degradations: one per distribution. mirror: mirror each row with probability 1/2. seed: of mirrors and
     degradations, which depend on (seed, step, row) alone: the same step gives the same pixels whatever
-    `threads` and `start`. threads: rows are decoded by so many. prefetch: batches prepared ahead, each
+    `threads` and `start`. first_row, whole_rows: where these rows stand in the batch of all machines, of which
+    this one has a share; a share's pixels are those of its rows in the whole. threads: rows are decoded by so many. prefetch: batches prepared ahead, each
     150 KiB a row.
 
     Outputs per batch: data (rows, 3, 112, 112) float32 RGB 0..255 and softmax_label (rows,) float32.
@@ -47,6 +48,8 @@ class BatchIterator(mx.io.DataIter):
         mirror: bool = True,
         seed: int = 0,
         start: int = 0,
+        first_row: int = 0,
+        whole_rows: int | None = None,
         threads: int = 2,
         prefetch: int = 2,
     ):
@@ -62,6 +65,8 @@ class BatchIterator(mx.io.DataIter):
         self._mirror = mirror
         self._key = np.random.SeedSequence([seed, _AUGMENTATION]).generate_state(2, np.uint64)
         self._start = start
+        self._first_row = first_row
+        self._whole_rows = sampler.rows if whole_rows is None else whole_rows
         self._threads = threads
         self._prefetch = prefetch
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, "images")
@@ -142,7 +147,7 @@ class BatchIterator(mx.io.DataIter):
             image = load_face(self._records, int(sampled.positions[row]))
             degradation = self._degradations[sampled.distribution[row]]
             if degradation.active:
-                image = degrade(image, degradation, self._rng(batch.step, row))
+                image = degrade(image, degradation, self._rng(batch.step, self._first_row + row))
             if mirrored[row]:
                 image = cv2.flip(image, 1)
             batch.pixels[row] = image.transpose(_CHANNELS_FIRST)
@@ -151,10 +156,11 @@ class BatchIterator(mx.io.DataIter):
         rows = self._sampler.rows
         if not self._mirror:
             return np.zeros(rows, bool)
-        return self._rng(step, rows).random(rows) < 0.5
+        draws = self._rng(step, self._whole_rows).random(self._first_row + rows)
+        return draws[self._first_row :] < 0.5
 
     def _rng(self, step: int, row: int) -> np.random.Generator:
-        """The generator of one row of one step; row `rows` is the batch's own."""
+        """The generator of one row of the whole batch in one step; row `whole_rows` is the batch's own."""
         return np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, row, step]))
 
 

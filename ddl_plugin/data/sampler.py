@@ -142,7 +142,10 @@ class PairSampler:
     every pass takes the next image. Within a block the b pairs are distinct and so are the b single
     identities. An identity's pass-by-pass images cycle through all it has in the distribution.
 
-    `UserError` where a distribution has fewer than b pairs or fewer than b identities.
+    together: for a loss over all devices (`ddl.scope` global), where two images of one identity would be a
+    negative pair: then what is distinct within a block is so within a step.
+
+    `UserError` where a distribution has fewer than b pairs or fewer than b identities (of all devices, together).
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class PairSampler:
         *,
         devices: int = 1,
         seed: int = 0,
+        together: bool = False,
     ):
         distributions = partition.distributions
         if not len(distributions) == len(pairs) == settings.num_hard + 1:
@@ -161,37 +165,68 @@ class PairSampler:
                 f"expected {settings.num_hard + 1} distributions and as many sets of pairs, "
                 f"got {len(distributions)} and {len(pairs)}"
             )
-        b = settings.b
+        drawn = settings.b * (devices if together else 1)  # of a distribution at a time
         labels = np.asarray(labels)
         for distribution, own in zip(distributions, pairs, strict=True):
-            _require_enough(distribution, len(own.first), "positive pairs", b)
+            _require_enough(distribution, len(own.first), "positive pairs", settings.b, drawn)
             identities = len(np.unique(labels[distribution.positions]))
-            _require_enough(distribution, identities, "identities", b)
+            _require_enough(distribution, identities, "identities", settings.b, drawn)
         self.devices = devices
         self.rows = devices * settings.rows
-        self._block_distribution = np.repeat(np.arange(len(pairs), dtype=np.int16), 3 * b)
+        self._together = together
+        self._b = settings.b
+        self._block_distribution = np.repeat(np.arange(len(pairs), dtype=np.int16), 3 * settings.b)
         self._blocks = [
-            _Blocks(distribution.positions, labels, own, b, (seed, number))
+            _Blocks(distribution.positions, labels, own, drawn, (seed, number))
             for number, (distribution, own) in enumerate(zip(distributions, pairs, strict=True))
         ]
         longest = max(
             passes.count for own in self._blocks for passes in (own.pair_passes, own.identity_passes)
         )
-        self.steps_per_epoch = -(-longest // (b * devices))
+        self.steps_per_epoch = -(-longest // (settings.b * devices))
 
     def batch(self, step: int) -> SampledBatch:
         """The batch of step `step` >= 0."""
-        blocks = range(step * self.devices, (step + 1) * self.devices)
-        positions = [own.block(block) for block in blocks for own in self._blocks]
-        return SampledBatch(np.concatenate(positions), np.tile(self._block_distribution, self.devices))
+        if self._together:
+            # (distribution, part, device, pair) -> (device, distribution, part, pair)
+            drawn = np.stack([own.block(step) for own in self._blocks])
+            drawn = drawn.reshape(len(self._blocks), 3, self.devices, self._b)
+            positions = drawn.transpose(2, 0, 1, 3).reshape(-1)
+        else:
+            blocks = range(step * self.devices, (step + 1) * self.devices)
+            positions = np.concatenate([own.block(block) for block in blocks for own in self._blocks])
+        return SampledBatch(positions, np.tile(self._block_distribution, self.devices))
 
 
-def _require_enough(distribution: Distribution, count: int, what: str, b: int) -> None:
-    if count < b:
+def _require_enough(distribution: Distribution, count: int, what: str, b: int, drawn: int) -> None:
+    if count < drawn:
+        devices = "" if drawn == b else f" on {drawn // b} devices, {drawn}"
         raise UserError(
-            f"ddl: {distribution.name} ({distribution.label}): expected at least b = {b} {what}, got {count}; "
-            f"lower ddl.b or widen the rule"
+            f"ddl: {distribution.name} ({distribution.label}): expected at least b = {b}{devices} {what}, "
+            f"got {count}; lower ddl.b or widen the rule"
         )
+
+
+class Share:
+    """One machine's share of the batches of `sampler`, which is that of all devices of all machines.
+
+    Machine `rank` of `workers` has rows [first_row, first_row + rows) of every batch, whole blocks: no two
+    machines get the same block, and together they train on what one machine with all devices would.
+    """
+
+    def __init__(self, sampler, rank: int, workers: int):
+        if sampler.rows % workers or not 0 <= rank < workers:
+            raise ValueError(f"expected a share of {sampler.rows} rows, got {rank} of {workers}")
+        self.rows = sampler.rows // workers
+        self.first_row = rank * self.rows
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self._sampler = sampler
+
+    def batch(self, step: int) -> SampledBatch:
+        """This machine's rows of the batch of step `step` >= 0."""
+        whole = self._sampler.batch(step)
+        rows = slice(self.first_row, self.first_row + self.rows)
+        return SampledBatch(whole.positions[rows], whole.distribution[rows])
 
 
 class ImageSampler:

@@ -5,12 +5,12 @@ Its outputs stand in the order in which InsightFace's MXNet trainer reads them.
 
 from __future__ import annotations
 
-import traceback
 from typing import Any, NamedTuple
 
 from ddl_plugin.errors import UserError
 from ddl_plugin.loss import identity as identity_loss
 from ddl_plugin.loss.identity import IdentitySettings
+from ddl_plugin.loss.registered import build_checked, require_shapes
 from ddl_plugin.loss.terms import singles
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.registry import LossEntry, get_loss
@@ -40,6 +40,7 @@ def training_symbol(
     settings: DDLSettings | None = None,
     identity: IdentitySettings | None = None,
     options: dict[str, Any] | None = None,
+    gathered: bool = False,
 ) -> TrainingSymbol:
     """The graph that a Module trains, on each device on its own slice of the batch.
 
@@ -53,6 +54,8 @@ def training_symbol(
         identity: the identity loss with its margins; None: the host's table entry for
             `settings.identity`, or for `loss` if that is an identity loss, on `settings.identity_rows`.
         options: of the loss, over its registered defaults.
+        gathered: the loss is computed outside, over all devices (`gathered.GatheredLoss`): output 0 takes its
+            gradient, outputs 2 and 3 are missing.
 
     Outputs, n being the rows that the identity loss sees and T the number of terms:
         [0]  `embedding_output`  (rows, emb_size), without gradient
@@ -80,11 +83,12 @@ def training_symbol(
         softmax, cross_entropy = _identity_outputs(
             embedding, label, num_classes=num_classes, emb_size=emb_size, identity=identity, settings=settings
         )
-        outputs, names = [mx.sym.BlockGrad(embedding, name="embedding"), softmax], ()
-        if entry.build is not None:
+        exposed = mx.sym.identity if gathered else mx.sym.BlockGrad
+        outputs, names = [exposed(embedding, name="embedding"), softmax], ()
+        if entry.build is not None and not gathered:
             options = entry.resolve(options or {})
-            value, terms, names = _registered(entry, embedding, settings, options)
-            _check_shapes(entry, emb_size, settings, options)
+            value, terms, names = build_checked(entry, embedding, settings, options)
+            require_shapes(entry, emb_size, settings, options)
             outputs += [
                 mx.sym.MakeLoss(value, name=f"{loss}_loss"),
                 mx.sym.BlockGrad(terms, name=f"{loss}_terms"),
@@ -143,55 +147,3 @@ def _identity_outputs(
     )
     softmax = mx.sym.SoftmaxOutput(fc7, label, name="softmax", normalization="valid")
     return softmax, identity_loss.cross_entropy(mx.sym, fc7, label)
-
-
-def _registered(
-    entry: LossEntry, embedding: Any, settings: DDLSettings, options: dict[str, Any]
-) -> tuple[Any, Any, tuple[str, ...]]:
-    """What a registered loss built, checked: its author is a user."""
-    try:
-        built = entry.build(mx.sym, embedding, settings, options)
-    except UserError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:2]  # of build itself, if it was entered
-        where = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in frames)
-        raise UserError(
-            f"loss {entry.name!r}: build() raised {type(error).__name__}: {error}{where}"
-        ) from error
-    good = isinstance(built, tuple) and len(built) == 3
-    good = good and all(isinstance(part, mx.sym.Symbol) for part in built[:2])
-    if not good:
-        raise UserError(
-            f"loss {entry.name!r}: expected build() to return (loss, terms, names) with two Symbols, "
-            f"got {type(built).__name__}"
-        )
-    value, terms, names = built
-    listed = isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)
-    if not listed or not names or len(set(names)) < len(names):
-        raise UserError(f"loss {entry.name!r}: expected distinct names of its terms, got {names!r}")
-    return value, terms, tuple(names)
-
-
-def _check_shapes(entry: LossEntry, emb_size: int, settings: DDLSettings, options: dict[str, Any]) -> None:
-    """Raise `UserError` unless the loss is (1,) and the terms are (1, T), as far as MXNet can infer it.
-
-    Asked of a graph on a variable, whose shape is known while that of the backbone's output is not.
-    """
-    with mx.name.NameManager():  # the names in the training graph are not counted on
-        value, terms, names = _registered(entry, mx.sym.Variable("embedding"), settings, options)
-    expected = {"loss": (1,), "terms": (1, len(names))}
-    for (what, shape), symbol in zip(expected.items(), (value, terms), strict=True):
-        known = {"embedding": (settings.rows, emb_size)} if "embedding" in symbol.list_arguments() else {}
-        try:
-            inferred = symbol.infer_shape_partial(**known)[1]
-        except mx.base.MXNetError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"loss {entry.name!r}: shapes do not fit an embedding of ({settings.rows}, {emb_size}): {reason}"
-            ) from error
-        if inferred and inferred[0] and 0 not in inferred[0] and inferred[0] != shape:
-            named = f", one for each of the names {names}" if what == "terms" else ""
-            raise UserError(
-                f"loss {entry.name!r}: expected {what} of shape {shape}{named}, got {inferred[0]}"
-            )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddl_plugin.data.pairs import Pairs
-from ddl_plugin.data.sampler import ImageSampler, PairSampler, ShuffledPasses
+from ddl_plugin.data.sampler import ImageSampler, PairSampler, Share, ShuffledPasses
 from ddl_plugin.errors import UserError
 from ddl_plugin.settings import DDLSettings
 
@@ -25,7 +25,7 @@ def all_pairs(positions, labels):
     return Pairs(first, second, len(first), 0)
 
 
-def make_sampler(b=4, devices=1, seed=0, labels=None):
+def make_sampler(b=4, devices=1, seed=0, labels=None, together=False):
     """Easy: all images; hard: those at two of three positions. Two distributions."""
     labels = make_labels() if labels is None else labels
     everything = np.arange(len(labels))
@@ -39,7 +39,7 @@ def make_sampler(b=4, devices=1, seed=0, labels=None):
     pairs = tuple(all_pairs(positions, labels) for positions in chosen)
     settings = DDLSettings(b=b, hard=({"size": (12, 16)},))
     return (
-        PairSampler(labels, partition, pairs, settings, devices=devices, seed=seed),
+        PairSampler(labels, partition, pairs, settings, devices=devices, seed=seed, together=together),
         labels,
         partition,
         pairs,
@@ -271,3 +271,47 @@ def test_images_once_a_pass_in_blocks_of_the_devices():
 def test_more_rows_than_images():
     with pytest.raises(UserError, match="batch_size: expected at most 5, the number of images, got 6"):
         ImageSampler(np.arange(5), 6)
+
+
+def test_shares_of_machines_are_the_rows_of_the_whole():
+    whole = make_sampler(devices=6, seed=3, b=3)[0]
+    one = whole.rows // 6
+    shares = [Share(whole, rank, 3) for rank in range(3)]
+    for step in (0, 1, 7):
+        expected = whole.batch(step)
+        drawn = [share.batch(step) for share in shares]
+        assert np.array_equal(np.concatenate([d.positions for d in drawn]), expected.positions)
+        assert np.array_equal(np.concatenate([d.distribution for d in drawn]), expected.distribution)
+    assert [share.first_row for share in shares] == [0, 2 * one, 4 * one]
+    assert {share.rows for share in shares} == {2 * one}
+    assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
+    for rank, workers in ((3, 3), (-1, 3), (0, 5)):
+        with pytest.raises(ValueError, match="expected a share of"):
+            Share(whole, rank, workers)
+
+
+def test_together_no_identity_is_single_twice_in_a_step():
+    """A global scope takes singles of different devices for different people."""
+    b, devices = 3, 4
+    sampler, labels, partition, pairs = make_sampler(b=b, devices=devices, seed=1, together=True)
+    repeated = 0
+    for step in range(60):
+        sampled = sampler.batch(step)
+        for k in range(2):
+            blocks = [rows_of(sampled, b, k, block) for block in range(devices)]
+            singles = np.concatenate([block[2] for block in blocks])
+            assert len(set(labels[singles])) == b * devices
+            drawn = {(f, s) for first, second, _ in blocks for f, s in zip(first, second, strict=True)}
+            assert len(drawn) == b * devices
+            assert drawn <= set(zip(pairs[k].first.tolist(), pairs[k].second.tolist(), strict=True))
+            assert np.isin(singles, partition.distributions[k].positions).all()
+        apart = make_sampler(b=b, devices=devices, seed=1)[0].batch(step)
+        singles = np.concatenate([rows_of(apart, b, 0, block)[2] for block in range(devices)])
+        repeated += len(set(labels[singles])) < b * devices
+    assert repeated > 0  # apart, it does happen
+
+
+def test_together_asks_for_enough_for_all_devices():
+    make_sampler(b=5, devices=6)
+    with pytest.raises(UserError, match=r"at least b = 5 on 6 devices, 30 identities, got 23"):
+        make_sampler(b=5, devices=6, together=True)
