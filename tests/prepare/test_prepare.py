@@ -7,7 +7,7 @@ import sys
 import cv2
 import pytest
 
-from ddl_plugin import prepare
+from ddl_plugin.prepare.__main__ import main
 
 
 def call(*arguments):
@@ -43,7 +43,7 @@ def test_synthetic_writes_a_data_set_a_sheet_and_json(tmp_path):
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert prepare.main(arguments) == 2
+    assert main(arguments) == 2
     stderr = capsys.readouterr().err
     assert message in stderr
     assert stderr.count("\n") == 1

@@ -1,0 +1,1 @@
+"""Preparing data: one module a command."""
