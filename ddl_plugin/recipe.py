@@ -1,22 +1,23 @@
 """Recipe files: a Python file that defines `config` (an EasyDict), one file for one run.
 
 A recipe is executed as Python, as InsightFace's config.py is; everything it sets is checked by
-`settings.RunSettings`. `KEY=VALUE` on the command line overrides a key; dots nest.
+`settings.RunSettings`. `KEY=VALUE` on the command line overrides a key; dots nest. The config files of two
+hosts are recipes too, through `recipe_styles`.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import runpy
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from ddl_plugin.errors import UserError, did_you_mean
+from ddl_plugin.recipe_styles import host_config
+from ddl_plugin.recipe_styles.execute import execute
 from ddl_plugin.registry import LOSSES, SAMPLERS, get_loss, get_sampler
 from ddl_plugin.settings import (
     DDLSettings,
@@ -51,19 +52,35 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunSettings:
+def _unsaid(note: str) -> None:
+    pass
+
+
+def load_recipe(
+    name: str, overrides: Sequence[str] = (), note: Callable[[str], None] = _unsaid
+) -> RunSettings:
     """Execute the recipe, apply `KEY=VALUE` overrides, check everything.
+
+    The recipe may also be a config file of arcface_mxnet or arcface_torch (docs/RECIPES.md). What becomes of
+    its keys is then told to `note`, a line at a time.
 
     Raises `UserError` naming the recipe, and the key or the line that is wrong.
     """
     path = find_recipe(name)
-    config = _execute(path)
-    for override in overrides:
+    names = execute(path)
+    host = host_config(path, names, overrides)
+    config = _own_config(path, names) if host is None else host.config
+    for override in overrides if host is None else host.overrides:
         _override(config, override)
     try:
-        return resolve(config)
+        if host is not None:
+            host.complete()
+        settings = resolve(config)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise (UserError(f"{path}: {error}") if host is None else host.blamed(error)) from error
+    for line in host.notes(settings) if host is not None else ():
+        note(line)
+    return settings
 
 
 def resolve(config: dict[str, Any]) -> RunSettings:
@@ -111,13 +128,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def _execute(path: Path) -> dict[str, Any]:
-    try:
-        names = runpy.run_path(str(path), run_name="recipe")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+def _own_config(path: Path, names: dict[str, Any]) -> dict[str, Any]:
     config = names.get("config")
     require(
         isinstance(config, dict),
@@ -126,13 +137,6 @@ def _execute(path: Path) -> dict[str, Any]:
         "an EasyDict named `config` in the recipe",
     )
     return dict(config)
-
-
-def _line_of(error: BaseException, path: Path) -> str:
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        return f", line {error.lineno}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    return f", line {lines[-1]}" if lines else ""
 
 
 def _override(config: dict[str, Any], text: str) -> None:
