@@ -10,7 +10,7 @@ from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.records import Records
 from ddl_plugin.data.rules import select
 from ddl_plugin.errors import UserError
-from ddl_plugin.settings import DDLSettings, Degradation
+from ddl_plugin.settings import DDLSettings, Degradation, HardSettings
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Distribution:
     positions: np.ndarray  # int64 (n,) ascending
     degradation: Degradation
     identities: int = 0  # how many identities the positions have
+    rule: str | None = None  # None: every record, or those of the easy set
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Partition:
             {"name": d.name, "label": d.label, "images": len(d.positions), "identities": d.identities}
             for d in self.distributions
         ]
+
+    def members(self, count: int) -> np.ndarray:
+        """Which of `count` positions each distribution has: bool (K + 1, count)."""
+        members = np.zeros((len(self.distributions), count), bool)
+        for own, distribution in zip(members, self.distributions, strict=True):
+            own[distribution.positions] = True
+        return members
 
 
 def build_partition(
@@ -53,12 +61,12 @@ def build_partition(
         if settings.easy is None
         else _selected(records, "easy", settings.easy, attributes)
     )
-    distributions = [_distribution(records, "easy", settings.easy or "all", easy, Degradation(), settings.b)]
+    distributions = [
+        _distribution(records, "easy", settings.easy or "all", easy, HardSettings(settings.easy), settings.b)
+    ]
     for name, hard in zip(settings.names[1:], settings.hard, strict=True):
         positions = easy if hard.rule is None else _selected(records, name, hard.rule, attributes)
-        distributions.append(
-            _distribution(records, name, hard.label, positions, hard.degradation, settings.b)
-        )
+        distributions.append(_distribution(records, name, hard.label, positions, hard, settings.b))
     return Partition(tuple(distributions))
 
 
@@ -66,7 +74,7 @@ def single_partition(records: Records, rule: str, attributes: AttributeTable | N
     """One distribution of the records that satisfy `rule`, for training without hard ones."""
     positions = _selected(records, "images", rule, attributes)
     identities = len(np.unique(records.labels[positions]))
-    return Partition((Distribution("images", rule, positions, Degradation(), identities),))
+    return Partition((Distribution("images", rule, positions, Degradation(), identities, rule),))
 
 
 def _selected(records: Records, name: str, rule: str, attributes: AttributeTable | None) -> np.ndarray:
@@ -104,7 +112,7 @@ def _span(name: str, values: np.ndarray) -> str:
 
 
 def _distribution(
-    records: Records, name: str, label: str, positions: np.ndarray, degradation: Degradation, b: int
+    records: Records, name: str, label: str, positions: np.ndarray, chosen: HardSettings, b: int
 ) -> Distribution:
     """The distribution, after a check that batches can be drawn from it."""
     identities, images = np.unique(records.labels[positions], return_counts=True)
@@ -118,4 +126,4 @@ def _distribution(
             f"ddl: {name} ({label}): expected identities with two images or more to make positive pairs of, "
             f"got one image of each of its {len(identities)} identities; widen the rule or add images"
         )
-    return Distribution(name, label, positions, degradation, len(identities))
+    return Distribution(name, label, positions, chosen.degradation, len(identities), chosen.rule)
