@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.files import write_text
@@ -42,6 +43,20 @@ def run(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def exiting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` for callers that know nothing of our errors: it ends the program as a command of ours ends."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        results: list[Any] = []
+        code = run(lambda: results.append(function(*arguments, **options)))
+        if code:
+            raise SystemExit(code)
+        return results[0]
+
+    return wrapped
 
 
 def _fail(kind: str, error: BaseException, code: int) -> int:

@@ -21,7 +21,10 @@ SCOPES = ("device", "global")
 FC7_INITS = ("mean", "checkpoint", "random")
 
 #: Settings of a run that do not touch what is trained: an unfinished run may go on with others.
-LOOKING_ONLY = ("val_targets", "identification", "num_threads")
+LOOKING_ONLY = ("val_targets", "identification", "num_threads", "max_damaged")
+
+#: Part of a data set's records that may be damaged before a run stops.
+MAX_DAMAGED = 0.001
 
 #: The host's identity losses: name -> (loss_m1, loss_m2, loss_m3, loss_s); softmax has no scale.
 IDENTITY_LOSSES: dict[str, tuple[float, float, float, float] | None] = {
@@ -256,10 +259,12 @@ class RunSettings:
 
     # data
     dataset_path: str = ""  # folder of train.rec, train.idx and the .bin sets; 'synthetic': drawn
-    attributes: str | None = None  # table joined by record number (.npz, .csv); name in dataset_path or path
+    attributes: str | None = None  # table joined by record number (.npz, .parquet, .csv); name in dataset_path or path
     data_rand_mirror: bool = True
     max_pairs_per_identity: int = 100  # positive pairs kept of one identity and distribution
+    positive_pairs: str | None = None  # file of `prepare pairs`; name in dataset_path or path
     num_threads: int = 2  # decoding threads
+    max_damaged: float = MAX_DAMAGED  # part of the records that may be damaged, and are skipped
     # loss
     loss: str = "ddl"  # a name in registry.LOSSES
     ddl: DDLSettings | None = None  # None only for a loss without distributions
@@ -300,7 +305,8 @@ class RunSettings:
             isinstance(self.pretrained, str), "pretrained", self.pretrained, "text such as 'PREFIX,EPOCH'"
         )
         for name, expected in (
-            ("attributes", "a .npz or .csv table"),
+            ("attributes", "a .npz, .parquet or .csv table"),
+            ("positive_pairs", "a .npz file of prepare pairs"),
             ("network", "the name of a graph such as 'y1'"),
         ):
             if getattr(self, name) is not None:
@@ -320,6 +326,7 @@ class RunSettings:
                 _whole(name, getattr(self, name), 1)
         for name in ("lr", "wd", "mom", "fc7_lr_mult"):
             _number(name, getattr(self, name), 0.0)
+        _number("max_damaged", self.max_damaged, 0.0, 1.0)
         require(self.mom < 1, "mom", self.mom, "a number below 1")
         for name in ("loss_m1", "loss_m2", "loss_m3", "loss_s"):
             if getattr(self, name) is not None:

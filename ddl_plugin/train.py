@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from ddl_plugin.cli import Parser, run, uninterrupted
 from ddl_plugin.errors import UserError
+from ddl_plugin.settings import RunSettings
+from ddl_plugin.training.roles import KVSTORES, SEVERAL_MACHINES, require_environment, serve_if_not_worker
 
 
 def _parser() -> Parser:
@@ -25,6 +29,12 @@ def _parser() -> Parser:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/<name of the recipe>")
     parser.add_argument("--devices", default="cpu", help="cpu, cpu:0,1, gpu or gpu:0,1 (default: cpu)")
+    parser.add_argument(
+        "--kvstore",
+        choices=KVSTORES,
+        help="where gradients are summed: local, device (default: on the GPUs, if any), or with other machines: "
+        "dist_sync, dist_device_sync (docs/MACHINES.md)",
+    )
     parser.add_argument("--max-steps", type=int, metavar="N", help="the same as max_steps=N")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument(
@@ -46,29 +56,55 @@ def _train(arguments: Sequence[str] | None) -> None:
     overrides = list(options.overrides)
     if options.max_steps is not None:
         overrides.append(f"max_steps={options.max_steps}")
-    settings = load_recipe(options.recipe, overrides)
+    settings = load_recipe(
+        options.recipe, overrides, note=lambda text: print(f"note: {text}", file=sys.stderr)
+    )
     recipe = find_recipe(options.recipe)
     output = options.output or Path("runs") / recipe.stem
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: expected a folder, got the file {output}")
 
+    require_environment(options.kvstore)
+    several = options.kvstore in SEVERAL_MACHINES
+    if several:
+        _require_trainable_by_several(settings, options)
+        serve_if_not_worker()
+
     with uninterrupted():
         from ddl_plugin.training.devices import parse_devices
         from ddl_plugin.training.job import Job, carry_out, dry_run
+        from ddl_plugin.training.machines import Machines
 
     bars = sys.stderr.isatty() and not options.quiet
-    job = Job(
-        settings,
-        recipe,
-        output,
-        parse_devices(options.devices),
-        progress=bars,
-        lines=not bars and not options.quiet,
-    )
+    contexts = parse_devices(options.devices)
+    with Machines.join(options.kvstore) if several else contextlib.nullcontext() as machines:
+        job = Job(
+            settings,
+            recipe,
+            output,
+            contexts,
+            progress=bars,
+            lines=not bars and not options.quiet,
+            kvstore=None if several else options.kvstore,
+            machines=machines,
+        )
+        if options.dry_run:
+            dry_run(job)
+        else:
+            carry_out(job, resume=options.resume)
+
+
+def _require_trainable_by_several(settings: RunSettings, options: Namespace) -> None:
     if options.dry_run:
-        dry_run(job)
-    else:
-        carry_out(job, resume=options.resume)
+        raise UserError(
+            f"--dry-run: expected one machine, got --kvstore {options.kvstore}; leave --kvstore out"
+        )
+    if settings.pretrained.endswith(".py"):
+        raise UserError(
+            f"pretrained: expected a trained model with --kvstore {options.kvstore}, got the recipe "
+            f"{settings.pretrained!r}; train it on one machine first (python -m ddl_plugin.train {settings.pretrained}), "
+            f"then set pretrained to the folder of that run on every machine"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -12,13 +13,15 @@ import numpy as np
 
 from ddl_plugin.data.degrade import degrade
 from ddl_plugin.data.faces import SHAPE, load_face
-from ddl_plugin.data.records import Records
-from ddl_plugin.data.sampler import ImageSampler, PairSampler, SampledBatch
+from ddl_plugin.data.randomness import RowRandom
+from ddl_plugin.data.records import DamagedRecordError, Records, too_many_damaged
+from ddl_plugin.data.sampler import ImageSampler, PairSampler, SampledBatch, Share
+from ddl_plugin.errors import UserError
 from ddl_plugin.mxnet_setup import mx
-from ddl_plugin.settings import Degradation
+from ddl_plugin.settings import MAX_DAMAGED, Degradation
 
-_CHANNELS_FIRST = (2, 0, 1)
-_AUGMENTATION = 0x6175676D  # keeps these random numbers apart from the sampler's of the same seed
+_PLANES = (SHAPE[2], *SHAPE[:2])
+_ATTEMPTS = 64  # other images tried for a row before there is held to be none
 
 
 class BatchIterator(mx.io.DataIter):
@@ -28,20 +31,27 @@ class BatchIterator(mx.io.DataIter):
     degradations: one per distribution. mirror: mirror each row with probability 1/2. seed: of mirrors and
     degradations, which depend on (seed, step, row) alone: the same step gives the same pixels whatever
     `threads` and `start`. first_row, whole_rows: where these rows stand in the batch of all machines, of which
-    this one has a share; a share's pixels are those of its rows in the whole. threads: rows are decoded by so many. prefetch: batches prepared ahead, each
-    150 KiB a row.
+    this one has a share; a share's pixels are those of its rows in the whole. threads: rows are decoded by so
+    many. prefetch: batches prepared ahead, each 150 KiB a row.
+
+    A row whose record is damaged gets another image, as the sampler's `spare` says: one that plays the same part
+    in the batch, with its own label (of a pair both images change). Which one depends on (seed, step, row)
+    and on what is damaged, not on what was read before. max_damaged: the part of the data set's records that
+    may be damaged; with more the batches end in `UserError` with the record numbers.
 
     Outputs per batch: data (rows, 3, 112, 112) float32 RGB 0..255 and softmax_label (rows,) float32.
     A batch also has `step`, `index` ((rows,) int64 positions) and `distribution` ((rows,) int16).
 
-    `next()` raises what went wrong in a thread, such as `UserError` for a record that is no image, and does so
-    again at each call. `reset()` goes back to `start`; `close()` ends the threads. A context manager.
+    `next()` raises what went wrong in a thread, and does so again at each call. `reset()` goes back to `start`;
+    `close()` ends the threads. A context manager.
     """
+
+    damaged: dict[int, str]  # record number -> what is wrong with it, of those met so far
 
     def __init__(
         self,
         records: Records,
-        sampler: PairSampler | ImageSampler,
+        sampler: PairSampler | ImageSampler | Share,
         labels: np.ndarray,
         degradations: Sequence[Degradation],
         *,
@@ -52,6 +62,7 @@ class BatchIterator(mx.io.DataIter):
         whole_rows: int | None = None,
         threads: int = 2,
         prefetch: int = 2,
+        max_damaged: float = MAX_DAMAGED,
     ):
         super().__init__(batch_size=sampler.rows)
         if threads < 1 or prefetch < 1:
@@ -61,20 +72,20 @@ class BatchIterator(mx.io.DataIter):
         self._records = records
         self._sampler = sampler
         self._labels = np.asarray(labels)
-        self._degradations = tuple(degradations)
+        self._degradations = [one if one.active else None for one in degradations]
         self._mirror = mirror
-        self._key = np.random.SeedSequence([seed, _AUGMENTATION]).generate_state(2, np.uint64)
+        self._random = RowRandom(seed, first_row, sampler.rows if whole_rows is None else whole_rows)
         self._start = start
-        self._first_row = first_row
-        self._whole_rows = sampler.rows if whole_rows is None else whole_rows
         self._threads = threads
         self._prefetch = prefetch
+        self._max_damaged = max_damaged
+        self.damaged = dict.fromkeys(records.damaged.tolist(), "left out when the records were opened")
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, "images")
         self._buffers: list[np.ndarray] = []  # free ones; page faults of new memory are dear
         self._pending: deque[_Batch] = deque()
         self._next_step = start
         rows = sampler.rows
-        self.provide_data = [mx.io.DataDesc("data", (rows, SHAPE[2], *SHAPE[:2]), np.float32)]
+        self.provide_data = [mx.io.DataDesc("data", (rows, *_PLANES), np.float32)]
         self.provide_label = [mx.io.DataDesc("softmax_label", (rows,), np.float32)]
 
     def next(self) -> mx.io.DataBatch:
@@ -87,19 +98,9 @@ class BatchIterator(mx.io.DataIter):
         batch = self._pending[0]
         for part in batch.parts:
             part.result()
+        self._mend(batch)
         self._pending.popleft()
-        # mx.nd.array copies before it returns, so the buffer can be used again.
-        data = mx.nd.array(batch.pixels, dtype="float32")
-        self._buffers.append(batch.pixels)
-        sampled = batch.sampled
-        label = mx.nd.array(self._labels[sampled.positions], dtype="float32")
-        result = mx.io.DataBatch(
-            [data], [label], pad=0, index=sampled.positions,
-            provide_data=self.provide_data, provide_label=self.provide_label,
-        )  # fmt: skip
-        result.step = batch.step
-        result.distribution = sampled.distribution
-        return result
+        return self._delivered(batch)
 
     def reset(self) -> None:
         """Go back to the step `start`."""
@@ -112,6 +113,7 @@ class BatchIterator(mx.io.DataIter):
             self._drop_pending()
             self._pool.shutdown(wait=True)
             self._pool = None
+            self._buffers.clear()
 
     def __enter__(self) -> BatchIterator:
         return self
@@ -131,54 +133,110 @@ class BatchIterator(mx.io.DataIter):
 
     def _submit(self, step: int) -> _Batch:
         rows = self._sampler.rows
-        pixels = self._buffers.pop() if self._buffers else np.empty((rows, 3, *SHAPE[:2]), np.float32)
-        batch = _Batch(step, self._sampler, pixels)
+        pixels = self._buffers.pop() if self._buffers else np.empty((rows, *_PLANES), np.float32)
+        batch = _Batch(step, pixels)
         # Rows dealt out in turn: those of one distribution, dear where it is degraded, lie side by side.
         parts = (range(first, rows, self._threads) for first in range(min(self._threads, rows)))
         batch.parts = [self._pool.submit(self._fill, batch, part) for part in parts]
         return batch
 
-    def _fill(self, batch: _Batch, rows: range) -> None:
-        sampled = batch.sampled
-        mirrored = self._mirrored(batch.step)
+    def _delivered(self, batch: _Batch) -> mx.io.DataBatch:
+        """`batch` as MXNet's; its pixels are not copied but lent, and free again when MXNet has let them go."""
+        pixels = batch.pixels.view()
+        weakref.finalize(pixels, self._buffers.append, batch.pixels).atexit = False
+        labels = self._labels[batch.sampled.positions].astype(np.float32)
+        result = mx.io.DataBatch(
+            [mx.nd.from_numpy(pixels)], [mx.nd.from_numpy(labels)], pad=0, index=batch.sampled.positions,
+            provide_data=self.provide_data, provide_label=self.provide_label,
+        )  # fmt: skip
+        result.step = batch.step
+        result.distribution = batch.sampled.distribution
+        return result
+
+    # -- in the threads ----------------------------------------------------------------------------
+
+    def _fill(self, batch: _Batch, rows: Iterable[int]) -> None:
+        """Write the pixels of `rows`; rows of damaged records are noted in the batch."""
+        self._prepare(batch)
+        positions, distribution = batch.sampled.positions.tolist(), batch.sampled.distribution.tolist()
+        mirror, planes = np.empty(SHAPE, np.uint8), np.empty(_PLANES, np.uint8)
+        channels = list(planes)
         for row in rows:
             if batch.dropped:
                 return
-            image = load_face(self._records, int(sampled.positions[row]))
-            degradation = self._degradations[sampled.distribution[row]]
-            if degradation.active:
-                image = degrade(image, degradation, self._rng(batch.step, self._first_row + row))
-            if mirrored[row]:
-                image = cv2.flip(image, 1)
-            batch.pixels[row] = image.transpose(_CHANNELS_FIRST)
+            try:
+                image = load_face(self._records, positions[row])
+            except DamagedRecordError as error:
+                batch.damaged[row] = error
+                continue
+            degradation = self._degradations[distribution[row]]
+            if degradation:
+                image = degrade(image, degradation, self._random.pixels(batch.step, row))
+            if batch.mirrored[row]:
+                image = cv2.flip(image, 1, mirror)
+            # By way of the planes: half the time of a transposed copy that converts.
+            cv2.split(image, channels)
+            batch.pixels[row] = planes
 
-    def _mirrored(self, step: int) -> np.ndarray:
-        rows = self._sampler.rows
-        if not self._mirror:
-            return np.zeros(rows, bool)
-        draws = self._rng(step, self._whole_rows).random(self._first_row + rows)
-        return draws[self._first_row :] < 0.5
+    def _prepare(self, batch: _Batch) -> None:
+        """Sample the batch; whichever thread comes first does."""
+        with batch.lock:
+            if batch.sampled is None:
+                rows = self._sampler.rows
+                batch.mirrored = [False] * rows
+                if self._mirror:
+                    batch.mirrored = self._random.mirrored(batch.step, rows).tolist()
+                batch.sampled = self._sampler.batch(batch.step)
 
-    def _rng(self, step: int, row: int) -> np.random.Generator:
-        """The generator of one row of the whole batch in one step; row `whole_rows` is the batch's own."""
-        return np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, row, step]))
+    # -- damaged records ---------------------------------------------------------------------------
+
+    def _mend(self, batch: _Batch) -> None:
+        """Give the rows of damaged records other images, until all can be read."""
+        for attempt in range(_ATTEMPTS):
+            if not batch.damaged:
+                return
+            errors = [batch.damaged[row] for row in sorted(batch.damaged)]
+            self._count(errors)
+            self._fill(batch, self._exchange(batch, attempt))
+        if batch.damaged:
+            raise UserError(f"{errors[0]}; no other image for its row could be read in {_ATTEMPTS} tries")
+
+    def _count(self, errors: list[DamagedRecordError]) -> None:
+        for error in errors:
+            self.damaged.setdefault(error.key, str(error))
+        count = len(self._records) + len(self._records.damaged)
+        if len(self.damaged) > self._max_damaged * count:
+            keys = np.sort(np.fromiter(self.damaged, np.int64))
+            raise UserError(f"{errors[0]}; {too_many_damaged(keys, count, self._max_damaged)}")
+
+    def _exchange(self, batch: _Batch, attempt: int) -> list[int]:
+        """Choose other images for the damaged rows; returns all rows that change."""
+        positions = batch.sampled.positions.copy()
+        sampled = SampledBatch(positions, batch.sampled.distribution)
+        spare = getattr(self._sampler, "spare", lambda *_: None)
+        changed: set[int] = set()
+        for row in sorted(batch.damaged):
+            if row in changed:  # with the other row of its pair
+                continue
+            found = spare(batch.step, sampled, row, self._random.spare(batch.step, row, attempt))
+            if found is None:
+                raise UserError(f"{batch.damaged[row]}; the sampler has no other image for its row")
+            rows, others = found
+            positions[rows] = others
+            changed.update(rows.tolist())
+        batch.sampled, batch.damaged = sampled, {}
+        return sorted(changed)
 
 
 class _Batch:
-    """A batch being prepared: its rows are sampled by whichever thread needs them first."""
+    """A batch being prepared."""
 
-    def __init__(self, step: int, sampler: PairSampler | ImageSampler, pixels: np.ndarray):
+    def __init__(self, step: int, pixels: np.ndarray):
         self.step = step
         self.pixels = pixels  # (rows, 3, 112, 112) float32
+        self.sampled: SampledBatch | None = None
+        self.mirrored: list[bool] = []
+        self.damaged: dict[int, DamagedRecordError] = {}  # by row
         self.parts: list[Future] = []
         self.dropped = False
-        self._sampler = sampler
-        self._sampled: SampledBatch | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def sampled(self) -> SampledBatch:
-        with self._lock:
-            if self._sampled is None:
-                self._sampled = self._sampler.batch(self.step)
-            return self._sampled
+        self.lock = threading.Lock()

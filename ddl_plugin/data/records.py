@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import array
 import contextlib
+import functools
 import hashlib
 import io
-import mmap
 import os
 import re
 import struct
 import tempfile
+import weakref
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,59 +28,82 @@ import cv2
 import numpy as np
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.files import reading, write_text
+from ddl_plugin.files import reading
+from ddl_plugin.settings import MAX_DAMAGED
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _FRAME = struct.Struct("<II")  # magic, flag << 29 | length
 _HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 _LENGTH_MASK = (1 << 29) - 1
+_LEAD = struct.Struct("<IIIf")  # magic, length, flag, label: of a frame that is a whole record
+_IMAGE = _FRAME.size + _HEADER.size  # where the image starts in such a frame, if it has one label
+_FLOAT = struct.Struct("<f")
 _HEADER_WORDS = _HEADER.size // 4
 _LABEL_WORD = 3  # of a frame, in 4-byte words: magic, lrec, flag, label, id x 2, id2 x 2, more labels
 _MORE_LABELS_WORD = 2 + _HEADER_WORDS
 #: float32, in which ranges are stored, counts exactly up to here.
 _EXACT = 1 << 24
+_GUESS = 1 << 14  # bytes that hold most records
+_LONGEST = 1 << 26  # bytes of a record, and its frames
 _JPEG_QUALITY = 95
 _IDX_LINE = re.compile(rb"[ \t]*\d{1,18}[ \t]+\d{1,18}[ \t\r]*\n?")
+
+
+class DamagedRecordError(UserError):
+    """A record whose image cannot be used; `key` is its number in the .idx."""
+
+    def __init__(self, message: str, key: int):
+        super().__init__(message)
+        self.key = key
+
+    def __reduce__(self):
+        return DamagedRecordError, (str(self), self.key)
 
 
 class Records:
     """The images of a .rec file, by position 0..N-1 in the order of their record numbers.
 
-    The files are mapped, not read: opening costs the .idx, one label per identity (one per image where the
-    data set has no header record) and the memory of `keys`, `labels` and offsets, 20 bytes per image.
+    Opening costs the .idx, two labels per identity (one per image where the data set has no header record) and
+    the memory of `keys`, `labels` and offsets, 20 bytes per image; images are read in place, when asked for.
+    They are read by pread, not through a memory map: a file that gets shorter meanwhile is then an error, not
+    the end of the process, and no thread waits for another's disk with Python's lock held.
     Safe to share between threads and after a fork; pickled by path. Read-only.
 
-    Raises `UserError` for files that are missing, truncated or not of this format.
+    What opening finds damaged is left out, and counted in `damaged`, if it is at most the part `max_damaged` of
+    the images; the header record and the ranges must be whole.
+
+    Raises `UserError` for files that are missing, truncated or not of this format, and `DamagedRecordError` for a
+    record that is damaged, also where it says another label than `labels`: then it is another's image.
     """
 
     path: Path
     keys: np.ndarray  # int64 (N,) record numbers in the .idx
     labels: np.ndarray  # int32 (N,) as stored
+    damaged: np.ndarray  # int64 (n,) record numbers of images that are left out
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, max_damaged: float = MAX_DAMAGED):
         self.path = _find_rec(Path(path))
+        self._max_damaged = max_damaged
         keys, offsets = _read_idx(self.path.with_suffix(".idx"))
-        self._map = _map_file(self.path)
-        self._size = len(self._map)
-        self._check_size(keys, offsets)
-        self._words = np.frombuffer(self._map, "<u4", count=self._size // 4)
-        header = self._header(keys, offsets)
-        if header is None:
-            self._label_by_image(keys, offsets)
-        elif header[1] > _EXACT:
-            self._label_by_image(*self._drop_ranges(keys, offsets, header[0]))
-        else:
-            self._label_by_range(keys, offsets, *header)
+        with reading(self.path):
+            self._open()
+            header = self._header(keys, offsets)
+            if header is None:
+                self._label_by_image(keys, offsets)
+            elif header[1] > _EXACT:
+                self._label_by_image(*self._drop_ranges(keys, offsets, header[0]))
+            else:
+                self._label_by_range(keys, offsets, *header)
         self._classes = self._read_property()
-        for values in (self.keys, self.labels):
+        for values in (self.keys, self.labels, self.damaged):
             values.setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __reduce__(self):
-        return Records, (str(self.path.absolute()),)
+        return functools.partial(Records, max_damaged=self._max_damaged), (str(self.path.absolute()),)
 
     @property
     def num_classes(self) -> int:
@@ -88,25 +112,19 @@ class Records:
 
     def payload(self, i: int) -> bytes:
         """The encoded image at position `i`, as stored."""
-        key = int(self.keys[i])
-        record = self._record(key, int(self._offsets[i]))
-        start = _HEADER.size
-        if len(record) >= start:
-            start += 4 * _HEADER.unpack_from(record)[0]
-        if len(record) <= start:
-            raise self._no_image(key, "nothing after its header")
-        return record[start:]
+        return self._encoded(i).tobytes()
 
     def image(self, i: int) -> np.ndarray:
         """The image at position `i`: uint8 (H, W, 3) RGB."""
-        data = np.frombuffer(self.payload(i), np.uint8)
-        pixels = None
+        data = self._encoded(i)
         # OpenCV raises for some of what it cannot decode and returns None for the rest.
-        with contextlib.suppress(cv2.error):
-            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        try:
+            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+        except cv2.error:
+            pixels = None
         if pixels is None:
             raise self._no_image(int(self.keys[i]), f"{len(data)} bytes that cannot be decoded")
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return pixels
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions` (n >= 1), all of one size: uint8 (n, H, W, 3) RGB."""
@@ -133,18 +151,13 @@ class Records:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def _check_size(self, keys: np.ndarray, offsets: np.ndarray) -> None:
-        """The last frame that the .idx knows must end within the file."""
-        unaligned = np.flatnonzero(offsets % 4)
-        if unaligned.size:
-            raise self._mismatch(int(keys[unaligned[0]]), f"offset {offsets[unaligned[0]]}, no multiple of 4")
-        outside = np.flatnonzero(offsets + _FRAME.size > self._size)
-        inside = offsets[offsets + _FRAME.size <= self._size]
-        if inside.size:
-            last = int(np.flatnonzero(offsets == inside.max())[0])
-            self._record(int(keys[last]), int(offsets[last]))
-        if outside.size:
-            raise self._truncated(int(keys[outside[np.argmin(offsets[outside])]]))
+    def _open(self) -> None:
+        file = self.path.open("rb", buffering=0)
+        weakref.finalize(self, file.close)
+        self._handle = file.fileno()
+        self._size = os.fstat(self._handle).st_size
+        if not self._size:
+            raise UserError(f"{self.path}: expected records, got an empty file; copy or make it again")
 
     def _header(self, keys: np.ndarray, offsets: np.ndarray) -> tuple[int, int] | None:
         """(N + 1, N + 1 + identities) of the header record, or None where there is none."""
@@ -172,7 +185,7 @@ class Records:
     def _label_by_range(
         self, keys: np.ndarray, offsets: np.ndarray, images_end: int, ranges_end: int
     ) -> None:
-        """Images 1..N, each range's label taken from its first image: reads one image header an identity."""
+        """Images 1..N; their labels are those of their ranges."""
         if len(keys) < ranges_end or keys[ranges_end - 1] != ranges_end - 1:
             present = keys[keys < ranges_end]
             missing = int(np.flatnonzero(np.append(present, -1) != np.arange(len(present) + 1))[0])
@@ -181,20 +194,50 @@ class Records:
                 f"of {self.path.name} says, got none with number {missing}; "
                 "the two files do not belong together or are damaged: copy or make both again"
             )
-        first, last = self._ranges(offsets, images_end, ranges_end)
-        self.keys, self._offsets = keys[1:images_end], offsets[1:images_end]
-        labels = self._image_labels(first, offsets[first])
-        self.labels = np.repeat(labels, last - first)
+        inside = self._inside(keys, offsets)
+        if not inside[images_end:ranges_end].all():
+            raise self._first_fault(keys, offsets, inside)
+        first, last = (bounds - 1 for bounds in self._ranges(offsets, images_end, ranges_end))
+        keys, offsets, sound = keys[1:images_end], offsets[1:images_end], inside[1:images_end]
+        labels = self._range_labels(offsets, first, last, sound)
+        self._keep(keys, offsets, np.repeat(labels, last - first), sound)
+
+    def _range_labels(
+        self, offsets: np.ndarray, first: np.ndarray, last: np.ndarray, sound: np.ndarray
+    ) -> np.ndarray:
+        """The label of each range of images [first, last), int32: two image headers an identity are read.
+
+        Where the first and the last image do not agree, it is what most of the images say; the others are found
+        damaged when they are read. Where it cannot be known, all are marked in `sound` as damaged.
+        """
+        labels, good = self._stored_labels(offsets[first])
+        at_last, good_at_last = self._stored_labels(offsets[last - 1])
+        votes = np.minimum(last - first, 2)
+        for i in np.flatnonzero(~(good & good_at_last & (labels == at_last))):
+            images = slice(first[i], last[i])
+            said, readable = self._stored_labels(offsets[images])
+            kinds, counts = np.unique(said[readable], return_counts=True)
+            if (counts == counts.max(initial=0)).sum() == 1:
+                labels[i], votes[i] = kinds[counts.argmax()], counts.max()
+            else:
+                labels[i], sound[images] = -1, False
+        # A label that only one image vouches for, and that is another identity's, is a damaged one.
+        kinds, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        for i in np.flatnonzero((votes == 1) & (counts[index] > 1)):
+            sound[first[i] : last[i]] = False
+        return labels.astype(np.int32)
 
     def _ranges(self, offsets: np.ndarray, images_end: int, ranges_end: int) -> tuple[np.ndarray, np.ndarray]:
         """The identities' ranges [first, last) in ascending order; they must cover 1..N exactly."""
         numbers = np.arange(images_end, ranges_end)
         offsets = offsets[images_end:ranges_end]
-        flags = self._gather(numbers, offsets, _LABEL_WORD)[:, 2]
+        words = self._words(offsets, _MORE_LABELS_WORD + 2)
+        self._require_frames(numbers, offsets, words[:, :_LABEL_WORD])
+        flags = words[:, 2]
         if (flags != 2).any():
             bad = int(np.flatnonzero(flags != 2)[0])
             raise self._bad_ranges(f"flag {flags[bad]} instead of 2 in record {numbers[bad]}")
-        words = self._gather(numbers, offsets, _MORE_LABELS_WORD + 2)
+        self._require_frames(numbers, offsets, words)
         bounds = words[:, _MORE_LABELS_WORD:].copy().view("<f4")
         inside = (bounds[:, 0] >= 1) & (bounds[:, 0] <= bounds[:, 1]) & (bounds[:, 1] <= images_end)
         if not inside.all():
@@ -219,7 +262,8 @@ class Records:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Record numbers and offsets of the images where float32 rounds the ranges: all records that hold more
         than a header."""
-        words = self._gather(keys[1:], offsets[1:], _LABEL_WORD)
+        words = self._words(offsets[1:], _LABEL_WORD)
+        self._require_frames(keys[1:], offsets[1:], words)
         holds_image = (words[:, 1] & _LENGTH_MASK) > _HEADER.size + 4 * words[:, 2].astype(np.int64)
         found = int(holds_image.sum())
         if abs(found + 1 - images_end) > np.spacing(np.float32(images_end)):
@@ -230,47 +274,79 @@ class Records:
 
     def _label_by_image(self, keys: np.ndarray, offsets: np.ndarray) -> None:
         """Every record is an image that carries its own label."""
-        self.keys, self._offsets = keys, offsets
-        self.labels = self._image_labels(keys, offsets)
+        labels, sound = self._stored_labels(offsets)
+        self._keep(keys, offsets, labels.astype(np.int32), sound & self._inside(keys, offsets))
 
-    def _image_labels(self, keys: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """int32 labels from the records' own headers: the label, or the first of several."""
-        words = self._gather(keys, offsets, _LABEL_WORD + 1)
-        lengths = words[:, 1].astype(np.int64)  # of a record in one frame: its flag is 0
-        empty = np.flatnonzero(lengths <= _HEADER.size + 4 * words[:, 2].astype(np.int64))
-        if empty.size:
-            raise self._no_image(int(keys[empty[0]]), "nothing after its header")
-        several = words[:, 2] > 0
+    def _keep(self, keys: np.ndarray, offsets: np.ndarray, labels: np.ndarray, sound: np.ndarray) -> None:
+        """Keep the images that are `sound`, if those that are not are few."""
+        self.damaged = keys[~sound]
+        if self.damaged.size > self._max_damaged * len(keys) or self.damaged.size == len(keys):
+            fault = self._first_fault(keys, offsets, sound)
+            raise UserError(f"{fault}; {too_many_damaged(self.damaged, len(keys), self._max_damaged)}")
+        if self.damaged.size:
+            keys, offsets, labels = keys[sound], offsets[sound], labels[sound]
+        self.keys, self._offsets, self.labels = keys, offsets, labels
+
+    def _inside(self, keys: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Which frames can be where the .idx says: bool (n,). Of the last one, all must be in the file."""
+        inside = (offsets % 4 == 0) & (offsets + _FRAME.size <= self._size)
+        if inside.any():
+            last = int(np.argmax(np.where(inside, offsets, -1)))
+            try:
+                self._record(int(keys[last]), int(offsets[last]))
+            except DamagedRecordError:
+                inside[last] = False
+        return inside
+
+    def _stored_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels in the headers of images, the first of several, and which of them are sound: (n,) each."""
+        words = self._words(offsets, _LABEL_WORD + 1)
+        flags = words[:, 2].astype(np.int64)
+        # A record in several frames (part flag 1, above the length) is long enough for a header.
+        sound = (words[:, 0] == MAGIC) & (words[:, 1] >> 30 == 0) & (words[:, 1] > _HEADER.size + 4 * flags)
         values = words[:, _LABEL_WORD].copy().view("<f4")
-        more = self._gather(keys[several], offsets[several], _MORE_LABELS_WORD + 1)
+        several = np.flatnonzero(sound & (flags > 0))
+        more = self._words(offsets[several], _MORE_LABELS_WORD + 1)
         values[several] = more[:, _MORE_LABELS_WORD].copy().view("<f4")
-        bad = np.flatnonzero(~((values >= 0) & (values < 2**31) & (values == np.floor(values))))
-        if bad.size:
-            raise UserError(
-                f"{self.path}: expected whole numbers >= 0 as labels, got {values[bad[0]]:g} in record "
-                f"{keys[bad[0]]} and {bad.size} such labels in all; {_MAKE}"
-            )
-        return values.astype(np.int32)
+        sound &= _is_label(values)
+        return np.where(sound, values, 0), sound
 
-    def _gather(self, keys: np.ndarray, offsets: np.ndarray, count: int) -> np.ndarray:
-        """The first `count` 4-byte words of frames, uint32 (n, count); magic and length are checked."""
-        words = np.empty((len(offsets), count), np.uint32)
-        column = np.arange(count)
+    def _words(self, offsets: np.ndarray, count: int) -> np.ndarray:
+        """The first `count` 4-byte words of frames, uint32 (n, count); zeros where the file ends before."""
+        words = np.zeros((len(offsets), count), np.uint32)
+        size = 4 * count
         for start in range(0, len(offsets), 1 << 16):
-            part = slice(start, start + (1 << 16))
-            at = offsets[part, None] // 4 + column
-            beyond = np.flatnonzero(at[:, -1] >= len(self._words))
-            if beyond.size:
-                raise self._truncated(int(keys[part][beyond[0]]))
-            words[part] = self._words[at]
-        wrong = np.flatnonzero(words[:, 0] != MAGIC)
-        if wrong.size:
-            raise self._mismatch(int(keys[wrong[0]]), f"{words[wrong[0], 0]:#010x} instead of the magic")
-        short = np.flatnonzero((words[:, 1] & _LENGTH_MASK) < 4 * (count - 2))
-        if short.size:
-            length = words[short[0], 1] & _LENGTH_MASK
-            raise self._no_image(int(keys[short[0]]), f"{length} bytes, less than its header needs")
+            parts = [
+                os.pread(self._handle, size, offset) for offset in offsets[start : start + (1 << 16)].tolist()
+            ]
+            data = b"".join([part if len(part) == size else bytes(size) for part in parts])
+            words[start : start + len(parts)] = np.frombuffer(data, "<u4").reshape(-1, count)
         return words
+
+    def _require_frames(self, keys: np.ndarray, offsets: np.ndarray, words: np.ndarray) -> None:
+        """Refuse the first of these frames that is none, or ends before its `words` do."""
+        whole = (words[:, 0] == MAGIC) & ((words[:, 1] & _LENGTH_MASK) >= 4 * (words.shape[1] - 2))
+        if not whole.all():
+            raise self._first_fault(keys, offsets, whole)
+
+    def _first_fault(self, keys: np.ndarray, offsets: np.ndarray, sound: np.ndarray) -> UserError:
+        """What is wrong with the first of the records, in the order of the file, that are not `sound`."""
+        bad = np.flatnonzero(~sound)
+        at = int(bad[np.argmin(offsets[bad])])
+        key = int(keys[at])
+        try:
+            label = self._image_at(key, int(offsets[at]))[1]
+        except DamagedRecordError as error:
+            return error
+        if _is_label(np.array(label)):
+            return UserError(
+                f"{self.path}: expected one label for all images of an identity, got {label:g} in record {key} and "
+                f"another in its range, or the same in another range; {_MAKE}"
+            )
+        return UserError(
+            f"{self.path}: expected whole numbers >= 0 as labels, got {label:g} in record {key} and "
+            f"{bad.size} such records in all; {_MAKE}"
+        )
 
     def _read_property(self) -> int:
         classes = int(self.labels.max()) + 1
@@ -294,42 +370,92 @@ class Records:
 
     # -- reading one record ------------------------------------------------------------------------
 
-    def _record(self, key: int, offset: int) -> bytes:
-        """The record at `offset`, its frames joined by the magic that they were split at."""
+    def _encoded(self, i: int) -> np.ndarray:
+        """The encoded image at position `i`, uint8 (n,), n >= 1; its label has been checked."""
+        # item(): a NumPy scalar would cost a microsecond where it meets a Python float.
+        offset, offsets, expected = self._offsets.item(i), self._offsets, self.labels.item(i)
+        room = offsets.item(i + 1) - offset if i + 1 < len(offsets) else 0
+        try:
+            # Nearly every record is one frame with one label, before the next record: one read holds it.
+            data = os.pread(self._handle, room if 0 < room <= 4 * _GUESS else _GUESS, offset)
+            if len(data) > _IMAGE:
+                magic, length, flag, label = _LEAD.unpack_from(data)
+                stop = _FRAME.size + length
+                if magic == MAGIC and flag == 0 and label == expected and _IMAGE < stop <= len(data):
+                    return np.frombuffer(data, np.uint8, stop - _IMAGE, _IMAGE)
+            image, label = self._image_at(self.keys.item(i), offset, room)
+        except OSError as error:
+            key = self.keys.item(i)
+            raise DamagedRecordError(
+                f"{self.path}: record {key} cannot be read: {error.strerror}", key
+            ) from error
+        if label != expected:
+            raise self._mismatch(self.keys.item(i), f"a record of label {label:g} instead of {expected}")
+        return image
+
+    def _image_at(self, key: int, offset: int, room: int = 0) -> tuple[np.ndarray, float]:
+        """The encoded image of the record at `offset`, uint8 (n,), and the label in its header, the first of
+        several. room: bytes up to the next record; not above 0 where that is not known."""
+        record = self._record(key, offset, room)
+        if len(record) < _HEADER.size:
+            raise self._no_image(key, f"{len(record)} bytes, less than its header needs")
+        flag, label, _, _ = _HEADER.unpack_from(record)
+        start = _HEADER.size + 4 * flag
+        if len(record) <= start:
+            raise self._no_image(key, "nothing after its header")
+        if flag:
+            (label,) = _FLOAT.unpack_from(record, _HEADER.size)
+        return np.frombuffer(record, np.uint8, len(record) - start, start), label
+
+    def _record(self, key: int, offset: int, room: int = 0) -> bytes:
+        """The record at `offset`, its frames joined by the magic that they were split at; room: as above."""
+        if offset % 4:
+            raise self._mismatch(key, f"offset {offset}, no multiple of 4")
+        end = offset + (room if room > 0 else _LONGEST)
         parts = []
         while True:
-            if offset + _FRAME.size > self._size:
+            frame = os.pread(self._handle, _FRAME.size, offset)
+            if len(frame) < _FRAME.size:
                 raise self._truncated(key)
-            magic, lrec = _FRAME.unpack_from(self._map, offset)
+            magic, lrec = _FRAME.unpack(frame)
             flag, length = lrec >> 29, lrec & _LENGTH_MASK
             if magic != MAGIC:
                 raise self._mismatch(key, f"{magic:#010x} instead of the magic")
             if flag not in ((2, 3) if parts else (0, 1)):
                 raise self._mismatch(key, f"part flag {flag}")
             start = offset + _FRAME.size
-            if start + length > self._size:
+            if start + length > end:
+                if start + length > os.fstat(self._handle).st_size:
+                    raise self._truncated(key)
+                raise self._mismatch(key, f"a length of {length} bytes, for which there is no room")
+            part = os.pread(self._handle, length, start)
+            if len(part) < length:
                 raise self._truncated(key)
-            parts.append(self._map[start : start + length])
+            parts.append(part)
             if flag in (0, 3):
                 return _MAGIC_BYTES.join(parts)
             offset = start + (length + 3) // 4 * 4
 
-    def _truncated(self, key: int) -> UserError:
-        return UserError(
+    def _truncated(self, key: int) -> DamagedRecordError:
+        size = os.fstat(self._handle).st_size
+        return DamagedRecordError(
             f"{self.path}: truncated: expected all of record {key}, got the end of the file "
-            f"({self._size} bytes) before it; copy or make the file again"
+            f"({size} bytes) before it; copy or make the file again",
+            key,
         )
 
-    def _mismatch(self, key: int, got: str) -> UserError:
-        return UserError(
+    def _mismatch(self, key: int, got: str) -> DamagedRecordError:
+        return DamagedRecordError(
             f"{self.path}: expected record {key} where {self.path.stem}.idx says, got {got}; "
-            "the two files do not belong together or are damaged: copy or make both again"
+            "the two files do not belong together or are damaged: copy or make both again",
+            key,
         )
 
-    def _no_image(self, key: int, got: str) -> UserError:
-        return UserError(
+    def _no_image(self, key: int, got: str) -> DamagedRecordError:
+        return DamagedRecordError(
             f"{self.path}: record {key} is no image: expected an encoded image, got {got}; "
-            "make the data set again without this record"
+            "make the data set again without this record",
+            key,
         )
 
     def _bad_ranges(self, got: str) -> UserError:
@@ -339,11 +465,24 @@ class Records:
         )
 
 
+_SHOWN = 20  # record numbers in a message
 _MAKE = "make the data set again, e.g. with InsightFace's face2rec2.py or RecordWriter of ddl_plugin"
 
 
 def _sides(image: np.ndarray) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def too_many_damaged(keys: np.ndarray, count: int, max_damaged: float) -> str:
+    """'2 of 900 records are damaged (5, 9), more than max_damaged = 0.001 allows'."""
+    shown = ", ".join(map(str, keys[:_SHOWN].tolist())) + (", ..." if len(keys) > _SHOWN else "")
+    verb = "is" if len(keys) == 1 else "are"
+    return f"{len(keys)} of {count} records {verb} damaged ({shown}), more than max_damaged = {max_damaged:g} allows"
+
+
+def _is_label(values: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # NaN
+        return (values >= 0) & (values < 2**31) & (values == np.floor(values))
 
 
 def _find_rec(path: Path) -> Path:
@@ -366,16 +505,6 @@ def _find_rec(path: Path) -> Path:
             ".rec came from, or make it with MXNet's tools/rec2idx.py"
         )
     return path
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # mmap's answer to an empty file
-        raise UserError(f"{path}: expected records, got an empty file; copy or make it again") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -445,7 +574,7 @@ class RecordWriter:
             self._rec = self._temporary("rec")
             self._idx = self._temporary("idx")
             # Rewritten by close(), when the counts are known.
-            self._write(0, _HEADER.pack(2, 0.0, 0, 0) + bytes(8))
+            self._write(0, header_record(0, 0))
         except OSError as error:
             self._discard()
             raise self._unwritable(error) from error
@@ -463,7 +592,7 @@ class RecordWriter:
         data = bytes(image) if isinstance(image, (bytes, bytearray, memoryview)) else _jpeg(image)
         self._images += 1
         try:
-            self._write(self._images, _HEADER.pack(0, self._label, self._images, 0) + data)
+            self._write(self._images, image_record(self._images, self._label, data))
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -499,31 +628,31 @@ class RecordWriter:
 
     def _write(self, key: int, record: bytes) -> None:
         self._idx.write(b"%d\t%d\n" % (key, self._rec.tell()))
-        self._rec.write(_frames(record))
+        self._rec.write(record)
 
     def _write_ranges(self) -> None:
         end = self._images + 1
         bounds = np.append(np.array(self._firsts, np.int64), end)
         for i in range(len(self._firsts)):
-            self._write(end + i, _HEADER.pack(2, 0.0, end + i, 0) + bounds[i : i + 2].astype("<f4").tobytes())
+            self._write(end + i, range_record(end + i, *bounds[i : i + 2].tolist()))
         self._rec.seek(0)
-        counts = np.array([end, end + len(self._firsts)], "<f4")
-        self._rec.write(_frames(_HEADER.pack(2, 0.0, 0, 0) + counts.tobytes()))
+        self._rec.write(header_record(self._images, len(self._firsts)))
 
     def _publish(self) -> None:
         """The .idx goes first and comes last: where it is there, it belongs to the .rec."""
+        names = [f"{self._name}.rec", f"{self._name}.idx"]
+        if self._name == "train":
+            # Before anything is replaced: the disk may be full.
+            self._temporary("property").write(b"%d,112,112\n" % (max(self._seen) + 1))
+            names.insert(1, "property")
+            self._files.insert(1, self._files.pop())
         for file, path in self._files:
             file.flush()
             os.fsync(file.fileno())
             Path(path).chmod(0o644)
-        (_, rec), (_, idx) = self._files
-        final = self._folder / f"{self._name}.idx"
-        final.unlink(missing_ok=True)
-        Path(rec).replace(self._folder / f"{self._name}.rec")
-        if self._name == "train":
-            classes = max(self._seen) + 1
-            write_text(self._folder / "property", f"{classes},112,112\n")
-        Path(idx).replace(final)
+        (self._folder / names[-1]).unlink(missing_ok=True)
+        for (_, path), name in zip(self._files, names, strict=True):
+            Path(path).replace(self._folder / name)
 
     def _discard(self) -> None:
         for file, path in self._files:
@@ -539,12 +668,34 @@ class RecordWriter:
         )
 
 
+def header_record(images: int, identities: int) -> bytes:
+    """Record 0 of a set with images 1..`images` and a range record for each identity after them, framed."""
+    end = images + 1
+    return _frames(
+        _HEADER.pack(2, 0.0, 0, 0) + np.array([end, end + identities], np.int64).astype("<f4").tobytes()
+    )
+
+
+def image_record(number: int, label: int, image: bytes) -> bytes:
+    """The record of an encoded image, framed."""
+    return _frames(_HEADER.pack(0, label, number, 0) + image)
+
+
+def range_record(number: int, first: int, end: int) -> bytes:
+    """The record of an identity whose images are first..end-1, framed."""
+    return _frames(_HEADER.pack(2, 0.0, number, 0) + np.array([first, end], np.int64).astype("<f4").tobytes())
+
+
+def jpeg(bgr: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) BGR pixels as JPEG of quality 95, InsightFace's."""
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+
+
 def _jpeg(pixels: np.ndarray) -> bytes:
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"expected uint8 (H, W, 3) pixels, got {pixels.dtype} {pixels.shape}")
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+    return jpeg(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
 
 
 def _frames(record: bytes) -> bytes:

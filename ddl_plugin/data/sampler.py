@@ -4,12 +4,15 @@ The block of one device, b pairs and K hard distributions, has 3b(K+1) rows; dis
 rows [3bk, 3bk+b) first images, [3bk+b, 3bk+2b) second images, [3bk+2b, 3bk+3b) singles (section 3.1).
 A batch for n devices is n such blocks, one after the other: block d of step t is what one device alone would
 get in step t*n + d.
+
+A sampler may offer a spare for an image that cannot be read: `spare(step, sampled, row, rng)` returns (rows, their
+other positions), all rows that change with `row` of the batch `sampled`, or None where it has no other.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +111,15 @@ def _keep_out(order: np.ndarray, items: np.ndarray, block: int) -> None:
     order[clashes], order[free] = order[free], order[clashes]
 
 
+def _other(count: int, taken: Callable[[int], bool], most: int, rng: np.random.Generator) -> int | None:
+    """The first from a random one of `range(count)` on that is not `taken`, of which there are at most `most`."""
+    start = int(rng.integers(count))
+    for item in range(start, start + min(count, most + 1)):
+        if not taken(item % count):
+            return item % count
+    return None
+
+
 class _Blocks:
     """Blocks of b pairs and b singles of one distribution."""
 
@@ -115,8 +127,9 @@ class _Blocks:
         seed, number = key
         own = labels[positions]
         by_identity = np.argsort(own, kind="stable")
-        _, starts, sizes = np.unique(own[by_identity], return_index=True, return_counts=True)
+        identities, starts, sizes = np.unique(own[by_identity], return_index=True, return_counts=True)
         self._positions = positions[by_identity].astype(np.int32)
+        self._identities = identities
         self._starts = starts
         self._sizes = sizes
         self._pairs = pairs
@@ -132,6 +145,27 @@ class _Blocks:
         image = (self._phases[identities] + passes) % self._sizes[identities]
         singles = self._positions[self._starts[identities] + image]
         return np.concatenate([self._pairs.first[pairs], self._pairs.second[pairs], singles], dtype=np.int64)
+
+    def other_pair(
+        self, first: np.ndarray, second: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray | None:
+        """A pair that is none of these, (2,) int64."""
+        pairs = self._pairs
+
+        def taken(pair: int) -> bool:
+            return bool(((first == pairs.first[pair]) & (second == pairs.second[pair])).any())
+
+        pair = _other(len(pairs.first), taken, len(first), rng)
+        return None if pair is None else np.array([pairs.first[pair], pairs.second[pair]], np.int64)
+
+    def other_single(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+        """An image of an identity that is none of `labels`, (1,) int64."""
+        present = np.searchsorted(self._identities, labels)
+        identity = _other(len(self._sizes), lambda one: one in present, len(present), rng)
+        if identity is None:
+            return None
+        image = rng.integers(self._sizes[identity])
+        return self._positions[[self._starts[identity] + image]].astype(np.int64)
 
 
 class PairSampler:
@@ -166,7 +200,7 @@ class PairSampler:
                 f"got {len(distributions)} and {len(pairs)}"
             )
         drawn = settings.b * (devices if together else 1)  # of a distribution at a time
-        labels = np.asarray(labels)
+        self._labels = labels = np.asarray(labels)
         for distribution, own in zip(distributions, pairs, strict=True):
             _require_enough(distribution, len(own.first), "positive pairs", settings.b, drawn)
             identities = len(np.unique(labels[distribution.positions]))
@@ -196,6 +230,25 @@ class PairSampler:
             blocks = range(step * self.devices, (step + 1) * self.devices)
             positions = np.concatenate([own.block(block) for block in blocks for own in self._blocks])
         return SampledBatch(positions, np.tile(self._block_distribution, self.devices))
+
+    def spare(
+        self, step: int, sampled: SampledBatch, row: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Another pair in the place of the one that has `row`, or another identity's image in that of a single:
+        none that is in the block already (of the step, together). The identity loss has its label right, and
+        b singles are still of distinct identities."""
+        shape = (self.devices, len(self._blocks), 3, self._b)
+        rows, positions = np.arange(self.rows).reshape(shape), sampled.positions.reshape(shape)
+        device, number, part, place = np.unravel_index(row, shape)
+        near = positions[:, number] if self._together else positions[device : device + 1, number]
+        first, second, singles = near.swapaxes(0, 1).reshape(3, -1)
+        if part < 2:
+            changed = rows[device, number, :2, place]
+            other = self._blocks[number].other_pair(first, second, rng)
+        else:
+            changed = rows[device, number, 2:, place]
+            other = self._blocks[number].other_single(self._labels[singles], rng)
+        return None if other is None else (changed, other)
 
 
 def _require_enough(distribution: Distribution, count: int, what: str, b: int, drawn: int) -> None:
@@ -228,6 +281,19 @@ class Share:
         rows = slice(self.first_row, self.first_row + self.rows)
         return SampledBatch(whole.positions[rows], whole.distribution[rows])
 
+    def spare(
+        self, step: int, sampled: SampledBatch, row: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """As `sampler` has it, for a row of this share."""
+        if not hasattr(self._sampler, "spare"):
+            return None
+        whole = self._sampler.batch(step)
+        positions = whole.positions.copy()
+        positions[self.first_row : self.first_row + self.rows] = sampled.positions
+        whole = SampledBatch(positions, whole.distribution)
+        found = self._sampler.spare(step, whole, self.first_row + row, rng)
+        return None if found is None else (found[0] - self.first_row, found[1])
+
 
 class ImageSampler:
     """Shuffled passes over all images, for ordinary training: the interface of `PairSampler`.
@@ -254,3 +320,12 @@ class ImageSampler:
         blocks = range(step * self.devices, (step + 1) * self.devices)
         items = np.concatenate([self._passes.take(block)[0] for block in blocks])
         return SampledBatch(self._positions[items].astype(np.int64), np.zeros(self.rows, np.int16))
+
+    def spare(
+        self, step: int, sampled: SampledBatch, row: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Another image in the place of `row`, none that the device has already."""
+        size = self.rows // self.devices
+        near = sampled.positions[row // size * size :][:size]
+        item = _other(len(self._positions), lambda one: self._positions[one] in near, size, rng)
+        return None if item is None else (np.array([row]), self._positions[[item]].astype(np.int64))

@@ -27,8 +27,12 @@ class TrainingSymbol(NamedTuple):
 class _AutomaticNames(mx.name.NameManager):
     """Prefixes the names MXNet invents, which repeat those in a backbone read from a file."""
 
+    def __init__(self, prefix: str):
+        super().__init__()
+        self._prefix = prefix
+
     def get(self, name: str | None, hint: str) -> str:
-        return name or f"ddl_{super().get(None, hint)}"
+        return name or f"{self._prefix}_{super().get(None, hint)}"
 
 
 def training_symbol(
@@ -78,7 +82,7 @@ def training_symbol(
         raise UserError(f"loss {loss!r}: expected settings of its batches (config.ddl), got none")
     identity = _identity(entry, settings, identity)
 
-    with _AutomaticNames():
+    with _AutomaticNames("identity"):
         label = mx.sym.Variable("softmax_label")
         softmax, cross_entropy = _identity_outputs(
             embedding, label, num_classes=num_classes, emb_size=emb_size, identity=identity, settings=settings
@@ -86,15 +90,26 @@ def training_symbol(
         exposed = mx.sym.identity if gathered else mx.sym.BlockGrad
         outputs, names = [exposed(embedding, name="embedding"), softmax], ()
         if entry.build is not None and not gathered:
-            options = entry.resolve(options or {})
-            value, terms, names = build_checked(entry, embedding, settings, options)
-            require_shapes(entry, emb_size, settings, options)
-            outputs += [
-                mx.sym.MakeLoss(value, name=f"{loss}_loss"),
-                mx.sym.BlockGrad(terms, name=f"{loss}_terms"),
-            ]
+            added, names = loss_outputs(embedding, loss, settings, options or {}, emb_size)
+            outputs += added
         outputs.append(mx.sym.BlockGrad(cross_entropy, name="ce_loss"))
         return TrainingSymbol(mx.sym.Group(outputs), names)
+
+
+def loss_outputs(
+    embedding: Any, loss: str, settings: DDLSettings, options: dict[str, Any], emb_size: int
+) -> tuple[list[Any], tuple[str, ...]]:
+    """Outputs [2] and [3] of a training graph for a loss beside the identity loss, and its terms' names."""
+    entry = get_loss(loss)
+    options = entry.resolve(options)
+    with _AutomaticNames(loss):
+        value, terms, names = build_checked(entry, embedding, settings, options)
+        require_shapes(entry, emb_size, settings, options)
+        outputs = [
+            mx.sym.MakeLoss(value, name=f"{loss}_loss"),
+            mx.sym.BlockGrad(terms, name=f"{loss}_terms"),
+        ]
+    return outputs, names
 
 
 def _identity(

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddl_plugin.data.attributes import AttributeTable
-from ddl_plugin.data.pairs import Pairs, build_pairs, load_pairs, save_pairs
+from ddl_plugin.data.pairs import Pairs, open_pairs, prepared_pairs
 from ddl_plugin.data.partition import Partition, build_partition, single_partition
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.recipe import describe
-from ddl_plugin.settings import RunSettings
+from ddl_plugin.settings import LOOKING_ONLY, RunSettings
+from ddl_plugin.training.machines import Machines
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_FOLDER = Path("data") / SYNTHETIC
+
+#: Settings in which the machines of one training may differ: where their data lie, and how fast they read them.
+_OF_A_MACHINE = (*LOOKING_ONLY, "dataset_path", "attributes", "pretrained", "positive_pairs")
 
 Embed = Callable[[np.ndarray], np.ndarray]
 Say = Callable[[str], None]
@@ -57,7 +64,7 @@ def in_folder(folder: Path, name: str) -> Path:
 def open_partition(settings: RunSettings) -> tuple[Path, Records, Partition | None]:
     """The records, and the distributions that the sampler draws from (None: all images alike)."""
     folder = dataset_folder(settings)
-    records = Records(folder)
+    records = Records(folder, max_damaged=settings.max_damaged)
     table = None
     if settings.attributes is not None:
         table = AttributeTable.load(in_folder(folder, settings.attributes))
@@ -70,49 +77,100 @@ def open_partition(settings: RunSettings) -> tuple[Path, Records, Partition | No
 
 
 def open_dataset(
-    settings: RunSettings, embed: Embed | None, model_hash: str, cache: Path, say: Say, progress: bool
+    settings: RunSettings,
+    embed: Embed | None,
+    model_hash: str,
+    cache: Path,
+    say: Say,
+    progress: bool,
+    machines: Machines | None = None,
 ) -> Dataset:
     """Open the records, split them and get the positive pairs, from `cache` where they still hold.
 
     `embed` is the base model and `model_hash` what it is known by: pairs of another model, partition or
     record file are made anew, and why is said. `embed` None: training from scratch, where there is no model
     to build pairs with; `UserError` if the sampler draws them.
+
+    With `machines` worker 0 builds the pairs and gives them to the others, which use nothing but `settings`;
+    `UserError` where the data or settings of one are not those of worker 0.
     """
-    folder, records, partition = open_partition(settings)
-    if settings.sampler == "pairs" and embed is None:
+    alone = machines is None
+    with contextlib.nullcontext() if alone else machines.worker_0_first():  # which draws what is to be drawn
+        folder, records, partition = open_partition(settings)
+    if not alone:
+        machines.require_same(_in_common(settings, records, partition))
+    if settings.sampler == "images" or partition is None:
+        return Dataset(folder, records, partition, ())
+    pairs = ()
+    if alone or machines.rank == 0:
+        pairs = _pairs(settings, records, partition, embed, model_hash, cache, say, progress)
+    if not alone:
+        pairs = _unpacked(machines.publish_bytes(_packed(pairs)))
+    return Dataset(folder, records, partition, pairs)
+
+
+def _pairs(
+    settings: RunSettings,
+    records: Records,
+    partition: Partition,
+    embed: Embed | None,
+    model_hash: str,
+    cache: Path,
+    say: Say,
+    progress: bool,
+) -> tuple[Pairs, ...]:
+    if embed is not None:
+        wanted = {
+            "model": model_hash,
+            "max_pairs_per_identity": settings.max_pairs_per_identity,
+            "seed": settings.seed,
+            "b": settings.ddl.b,
+        }
+        if settings.positive_pairs is not None:
+            path = in_folder(records.path.parent, settings.positive_pairs)
+            return prepared_pairs(path, records, partition, **wanted)
+        return open_pairs(
+            cache,
+            records,
+            partition,
+            embed,
+            **wanted,
+            max_damaged=settings.max_damaged,
+            say=say,
+            progress=progress,
+        )
+    if settings.sampler == "pairs":
         raise UserError(
             "pretrained: expected a checkpoint, with which positive pairs are built, got none; "
             "name one, or train from scratch with sampler = 'images' first"
         )
-    if settings.sampler == "images" or partition is None or embed is None:
-        return Dataset(folder, records, partition, ())
-    wanted = {
-        "records": records.fingerprint(),
-        "model": model_hash,
-        "partition": [
-            {"positions": _fingerprint(d.positions), "degradation": describe_degradation(settings, k)}
-            for k, d in enumerate(partition.distributions)
-        ],
-        "max_pairs_per_identity": settings.max_pairs_per_identity,
-        "seed": settings.seed,
+    return ()
+
+
+def _in_common(settings: RunSettings, records: Records, partition: Partition | None) -> dict[str, Any]:
+    """What all machines of one training must have in common, by what it is called."""
+    parts = () if partition is None else partition.distributions
+    return {
+        **{key: value for key, value in describe(settings).items() if key not in _OF_A_MACHINE},
+        "the records": records.fingerprint(),
+        **{f"the images of {part.name}": _fingerprint(part.positions) for part in parts},
     }
-    pairs, reason = load_pairs(cache, wanted)
-    if pairs is None:
-        say(f"positive pairs: building ({reason})")
-        pairs = build_pairs(
-            records, partition, embed, max_pairs_per_identity=settings.max_pairs_per_identity,
-            seed=settings.seed, b=settings.ddl.b, progress=progress,
-        )  # fmt: skip
-        save_pairs(cache, pairs, wanted)
-    return Dataset(folder, records, partition, pairs)
-
-
-def describe_degradation(settings: RunSettings, k: int) -> dict | None:
-    return describe(settings)["ddl"]["hard"][k - 1]["degradation"] if k else None
 
 
 def _fingerprint(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]
+
+
+def _packed(pairs: Sequence[Pairs]) -> bytes:
+    """What a sampler needs of the pairs."""
+    file = io.BytesIO()
+    np.savez(file, *(np.stack([own.first, own.second]) for own in pairs))
+    return file.getvalue()
+
+
+def _unpacked(content: bytes) -> tuple[Pairs, ...]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return tuple(Pairs(*file[name], candidates=file[name].shape[1], dropped=0) for name in file.files)
 
 
 def summary_rows(dataset: Dataset) -> list[dict]:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from ddl_plugin.backbone.checkpoint import Backbone
 from ddl_plugin.backbone.graph_rewrite import with_fast_prelu, with_frozen_batchnorm
+from ddl_plugin.loss.gathered import GatheredLoss
 from ddl_plugin.loss.identity import IdentitySettings
 from ddl_plugin.loss.symbol import TrainingSymbol, training_symbol
 from ddl_plugin.mxnet_setup import mx
-from ddl_plugin.settings import RunSettings
+from ddl_plugin.settings import IDENTITY_LOSSES, RunSettings
 
 
 def identity_settings(settings: RunSettings) -> IdentitySettings:
@@ -43,7 +44,10 @@ def fixed_gammas(symbol: mx.sym.Symbol) -> list[str]:
 def training_graph(
     settings: RunSettings, backbone: Backbone, num_classes: int, contexts: Sequence[mx.Context]
 ) -> TrainingSymbol:
-    """On the CPU with MXNet's slow PReLU replaced; with frozen BatchNorm where the recipe says so."""
+    """On the CPU with MXNet's slow PReLU replaced; with frozen BatchNorm where the recipe says so.
+
+    With `scope: global` without the loss of the embeddings, which is `gathered_loss`.
+    """
     symbol = backbone.symbol
     if settings.bn_frozen:
         symbol = with_frozen_batchnorm(symbol)
@@ -57,4 +61,23 @@ def training_graph(
         loss=settings.loss,
         settings=settings.ddl,
         options=settings.loss_options,
+        gathered=_spans_devices(settings),
+    )
+
+
+def gathered_loss(
+    settings: RunSettings, emb_size: int, contexts: Sequence[mx.Context]
+) -> GatheredLoss | None:
+    """The loss that `training_graph` leaves out because it spans the devices; None where it is in the graph."""
+    if not _spans_devices(settings):
+        return None
+    return GatheredLoss(
+        settings.loss, settings.ddl, settings.loss_options,
+        devices=len(contexts), emb_size=emb_size, context=contexts[0],
+    )  # fmt: skip
+
+
+def _spans_devices(settings: RunSettings) -> bool:
+    return (
+        settings.ddl is not None and settings.ddl.scope == "global" and settings.loss not in IDENTITY_LOSSES
     )

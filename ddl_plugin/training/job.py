@@ -1,9 +1,13 @@
 """The main job: base model, data, fine-tuning, export, report. Each part can be looked at on its own in
-the output folder, and an interrupted job goes on where it was."""
+the output folder, and an interrupted job goes on where it was.
+
+On several machines worker 0 does all of this. The others train with it what it trains, and leave nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import resource
 import sys
@@ -39,7 +43,8 @@ from ddl_plugin.training.dataset import (
     open_dataset,
     summary_rows,
 )
-from ddl_plugin.training.trainer import STATE_FILE, Trainer, Validate
+from ddl_plugin.training.machines import Machines
+from ddl_plugin.training.trainer import STATE_FILE, Trainer, Validate, devices_in_words
 
 _DEEPEST = 3  # base models of base models; beyond that recipes name each other in a circle
 
@@ -54,6 +59,12 @@ class Job:
     contexts: Sequence[mx.Context]
     progress: bool = True  # progress bars, for a terminal
     lines: bool = False  # a line every few steps, for a log file
+    kvstore: str | None = None  # where the devices' gradients are summed, as MXNet calls it; None: the usual
+    machines: Machines | None = None  # the other workers, where there are several
+
+    @property
+    def workers(self) -> int:
+        return 1 if self.machines is None else self.machines.workers
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -73,8 +84,10 @@ def carry_out(job: Job, *, resume: bool = False) -> dict[str, Any]:
     """Train, export, check, report; returns what result.json holds.
 
     Raises `UserError` where the folder holds other or unfinished work that would be lost, and
-    KeyboardInterrupt, with what is to be done next, at Ctrl-C.
+    KeyboardInterrupt, with what is to be done next, at Ctrl-C. A worker other than 0 trains, and returns {}.
     """
+    if job.machines is not None and job.machines.rank > 0:
+        return _train_along(job)
     with output.locked(job.output, create=not resume):
         return _carry_out(job, resume)
 
@@ -92,6 +105,7 @@ def _carry_out(job: Job, resume: bool) -> dict[str, Any]:
             folder = job.output / settings.loss
             speeds[settings.loss] = _train(job, settings, prepared, folder, resume)
             measured[settings.loss] = _measure(job, prepared, settings.loss, _export(job, prepared, folder))
+        _announce(job, None)
         return _report(job, prepared, measured, speeds)
     except KeyboardInterrupt as interrupt:
         if str(interrupt) or not output.begun(job.output):
@@ -118,17 +132,20 @@ def prepare(job: Job, backbone: Backbone, models: Path, cache: Path | None = Non
         models,
         {
             "the base model": base_hash,
-            "the records": Records(folder).fingerprint(),
-            "the number of devices": len(job.contexts),
+            "the records": Records(folder, max_damaged=settings.max_damaged).fingerprint(),
+            "the number of devices": devices_in_words(len(job.contexts), job.workers),
         },
     )
+    _require_same_network(job, backbone)
     base_onnx, embed = None, None
     if settings.pretrained:
         # Saved as it trains, with `rename` applied, so that everything later reads one kind of file.
         save_backbone(models / "base" / "model", 0, backbone.symbol, backbone.arg, backbone.aux)
         base_onnx = convert(f"{models / 'base' / 'model'},0", models / "base.onnx")
         embed = OnnxEmbedder(base_onnx)
-    dataset = open_dataset(settings, embed, base_hash, cache or models / "pairs.npz", job.say, job.progress)
+    dataset = open_dataset(
+        settings, embed, base_hash, cache or models / "pairs.npz", job.say, job.progress, job.machines
+    )
     _require_labels(dataset)
     rows = summary_rows(dataset)
     if rows:
@@ -254,6 +271,7 @@ def _train(
         job.say(f"{settings.loss}: already trained in {folder}")
         return output.speed_of(folder)
     began = time.perf_counter()
+    _announce(job, settings)
     trainer = _trainer(job, settings, prepared, folder, _validation(job, settings, prepared))
     trainer.run(resume=resume and (folder / STATE_FILE).is_file())
     seconds = time.perf_counter() - began
@@ -266,7 +284,8 @@ def _trainer(
     job: Job, settings: RunSettings, prepared: Prepared, folder: Path, validate: Validate | None
 ) -> Trainer:
     return Trainer(
-        settings, prepared.backbone, prepared.fc7, prepared.dataset, job.contexts, folder, validate, job.progress, job.lines
+        settings, prepared.backbone, prepared.fc7, prepared.dataset, job.contexts, folder, validate, job.progress,
+        job.lines, kvstore=job.kvstore, machines=job.machines,
     )  # fmt: skip
 
 
@@ -304,6 +323,40 @@ def _export(job: Job, prepared: Prepared, folder: Path) -> Path:
     return path
 
 
+# -- several machines --------------------------------------------------------------------------------
+
+
+def _train_along(job: Job) -> dict[str, Any]:
+    """The part of a worker other than 0: it trains what worker 0 announces, from worker 0's parameters."""
+    backbone = _backbone(job)
+    _require_same_network(job, backbone)
+    dataset = open_dataset(job.settings, None, "", job.output, job.say, False, job.machines)
+    _require_labels(dataset)
+    fc7 = np.zeros((dataset.records.num_classes, backbone.emb_size), np.float32)
+    prepared = Prepared(backbone, None, dataset, fc7)
+    quiet = dataclasses.replace(job, progress=False, lines=False)
+    by_loss = {settings.loss: settings for settings in _runs(job.settings)}
+    trained = []
+    while (loss := job.machines.publish(None)) is not None:
+        _trainer(quiet, by_loss[loss], prepared, job.output, None).run()
+        trained.append(loss)
+    job.say(f"worker {job.machines.rank} of {job.workers} has trained {', '.join(trained) or 'nothing'}")
+    return {}
+
+
+def _announce(job: Job, settings: RunSettings | None) -> None:
+    """Tell the other workers which run is next; None: that was the last."""
+    if job.machines is not None:
+        job.machines.publish(None if settings is None else settings.loss)
+
+
+def _require_same_network(job: Job, backbone: Backbone) -> None:
+    if job.machines is None:
+        return
+    graph = hashlib.sha256(backbone.symbol.tojson().encode()).hexdigest()[:16]
+    job.machines.require_same({"the network's graph": graph, "--devices": len(job.contexts)})
+
+
 # -- the end -----------------------------------------------------------------------------------------
 
 
@@ -320,8 +373,9 @@ def _report(
     similarities = {name: values for name, (_, values) in measured.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     notes = [
-        f"{settings.max_steps} steps of {settings.batch_rows * len(job.contexts)} images on "
-        f"{', '.join(str(c) for c in job.contexts)}, seed {settings.seed}",
+        f"{settings.max_steps} steps of {settings.batch_rows * len(job.contexts) * job.workers} images on "
+        f"{', '.join(str(c) for c in job.contexts)}"
+        f"{'' if job.workers == 1 else f' of each of {job.workers} workers'}, seed {settings.seed}",
         *(f"{name}: {s['seconds']:.0f} s, {s['images_per_second']:.0f} images/s" for name, s in speeds.items()),
         f"peak memory of the process {peak:.0f} MB",
         f"command: {' '.join(['python -m ddl_plugin.train', *sys.argv[1:]])}",

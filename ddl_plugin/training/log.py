@@ -42,6 +42,16 @@ class RunLog:
         self._board.close()
 
 
+class NoLog:
+    """The log of a worker that leaves it to worker 0."""
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     """A line's row; None for one that a killed process left unfinished."""
     try:

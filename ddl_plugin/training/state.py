@@ -24,7 +24,7 @@ class RunState:
     step: int  # the next step to train
     arg: dict[str, np.ndarray]
     aux: dict[str, np.ndarray]
-    optimizer: bytes  # MXNet's own serialisation of the momenta
+    optimizer: bytes  # MXNet's own serialisation of the momenta; b"" before the first step
     best: float  # best validation score so far; -inf before the first
 
 

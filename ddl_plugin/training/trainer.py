@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import re
-import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ddl_plugin.backbone.checkpoint import IMAGE_SHAPE, Arrays, Backbone, save_backbone
 from ddl_plugin.data.iterator import BatchIterator
+from ddl_plugin.data.sampler import Share
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe
 from ddl_plugin.registry import get_sampler
 from ddl_plugin.settings import LOOKING_ONLY, Degradation, RunSettings
 from ddl_plugin.training.dataset import Dataset
-from ddl_plugin.training.graph import fixed_gammas, training_graph
-from ddl_plugin.training.log import RunLog
+from ddl_plugin.training.graph import fixed_gammas, gathered_loss, training_graph
+from ddl_plugin.training.log import NoLog, RunLog
+from ddl_plugin.training.machines import END_THE_REST, Machines, WorkerLostError
+from ddl_plugin.training.module import StepModule
+from ddl_plugin.training.progress import Progress, interrupts
 from ddl_plugin.training.state import RunState, load_state, save_state
 
 STATE_FILE = "state.npz"
 _EPOCH_OF_LAST = 1  # the number in model-0001.params: a run has one last model, and one best
 _SAVE_EVERY = 600.0  # seconds of training that a crash may cost
-#: Loss terms first, so that a narrow terminal cuts off what matters least.
-_LINE_EVERY = 20  # steps, as InsightFace's `frequent`
-_BAR = "{desc} {percentage:3.0f}%|{bar:5}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 
 #: validate(backbone) -> (score, values for the log); the best checkpoint is that of the highest score.
 Validate = Callable[[Backbone], tuple[float, dict[str, float]]]
@@ -48,6 +43,9 @@ class Trainer:
     log.jsonl, tensorboard/                the terms of every step
     state.npz                              what `resume` starts from; whoever calls `run` deletes it when the
                                            end of the run is noted elsewhere
+
+    With `machines` this is one worker of several, which train the same model on their shares of the batches.
+    Worker 0 alone resumes, validates and leaves files; the others start from what it has.
     """
 
     def __init__(
@@ -61,7 +59,11 @@ class Trainer:
         validate: Validate | None = None,
         progress: bool = True,
         lines: bool = False,
+        *,
+        kvstore: str | None = None,
+        machines: Machines | None = None,
     ):
+        """`kvstore`: where the gradients of several devices are summed; None: on the GPUs, if there are any."""
         self._settings = settings
         self._backbone = backbone
         self._fc7 = fc7
@@ -70,36 +72,36 @@ class Trainer:
         self._folder = folder
         self._validate = validate
         self._progress, self._lines = progress, lines
+        self._kvstore = kvstore or ("device" if self._contexts[0].device_type == "gpu" else "local")
+        self._machines = machines
+        self._rank, self._workers = (machines.rank, machines.workers) if machines else (0, 1)
         self._best = -math.inf
         self._saved_step: int | None = None  # of the state file
         self._planned = 0.0
         self._rates: list[float] = []  # one a step
-        self._sampler = get_sampler(settings.sampler).build(
+        sampler = get_sampler(settings.sampler).build(
             dataset.records.labels, dataset.partition, dataset.pairs, settings.ddl,
-            rows=settings.batch_rows, devices=len(self._contexts), seed=settings.seed,
+            rows=settings.batch_rows, devices=self._workers * len(self._contexts), seed=settings.seed,
             options=dict(settings.sampler_options),
         )  # fmt: skip
+        self._sampler = Share(sampler, self._rank, self._workers)
         self._graph = training_graph(settings, backbone, len(fc7), self._contexts)
+        self._gathered = gathered_loss(settings, backbone.emb_size, self._contexts)
 
     # -- the run ---------------------------------------------------------------------------------
 
     def run(self, *, resume: bool = False) -> Backbone:
         """Train to `max_steps`; returns the last backbone. `resume` continues an unfinished run.
 
-        Ctrl-C finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN,
-        `UserError` where an image cannot be read: what was trained until then is saved.
+        Ctrl-C finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN or
+        another worker is lost, `UserError` where an image cannot be read: what was trained until then is saved.
         """
-        start, optimizer_state = 0, None
-        arg, aux = {**self._backbone.arg, **self._fc7_arrays()}, self._backbone.aux
-        if resume:
-            state = load_state(self._folder / STATE_FILE, self._identification())
-            start, arg, aux, optimizer_state = state.step, state.arg, state.aux, state.optimizer
-            self._best, self._saved_step = state.best, start
-        module = self._bound_module(arg, aux, start, optimizer_state)
-        log = RunLog(self._folder, start)
+        state = self._starting_point(resume)
+        module = self._bound_module(state)
+        log = RunLog(self._folder, state.step) if self._rank == 0 else NoLog()
         try:
-            with self._iterator(start) as batches, _interrupts() as interrupted:
-                self._steps(module, batches, log, start, interrupted)
+            with self._iterator(state.step) as batches, interrupts() as interrupted:
+                self._steps(module, batches, log, state.step, interrupted)
         finally:
             log.close()
         trained = self._trained(module)
@@ -109,11 +111,11 @@ class Trainer:
 
     def first_terms(self) -> dict[str, float]:
         """The loss terms of step 0, without training."""
-        module = self._bound_module({**self._backbone.arg, **self._fc7_arrays()}, self._backbone.aux, 0, None)
+        module = self._bound_module(self._beginning())
         with self._iterator(0) as batches:
             module.forward_backward(batches.next())
             mx.nd.waitall()
-            self._planned = _planned_megabytes(module)
+            self._planned = module.planned_megabytes()
             return self._terms(module)
 
     def planned_megabytes(self) -> float:
@@ -124,47 +126,62 @@ class Trainer:
         """Median images/s over the steps of `run`; 0 before the first."""
         return float(np.median(self._rates)) if self._rates else 0.0
 
+    def _beginning(self) -> RunState:
+        arg = {**self._backbone.arg, **self._fc7_arrays()}
+        return RunState(0, arg, self._backbone.aux, b"", -math.inf)
+
+    def _starting_point(self, resume: bool) -> RunState:
+        """Of worker 0 the whole of it; of another one the arrays follow when its optimizer is made."""
+        state = self._beginning()
+        if resume and self._rank == 0:
+            state = load_state(self._folder / STATE_FILE, self._identification())
+            self._best, self._saved_step = state.best, state.step
+        if self._machines is None:
+            return state
+        step = self._machines.publish(state.step)
+        return dataclasses.replace(state, step=step, optimizer=self._machines.publish_bytes(state.optimizer))
+
     def _steps(self, module, batches: BatchIterator, log: RunLog, start: int, interrupted: list) -> None:
         settings = self._settings
-        bar = tqdm(
-            total=settings.max_steps, initial=start, desc=settings.loss, bar_format=_BAR,
-            dynamic_ncols=True, disable=not self._progress,
-        )  # fmt: skip
         saved = time.monotonic()
-        with bar:
+        with Progress(
+            settings.loss, start, settings.max_steps, bar=self._progress, lines=self._lines
+        ) as progress:
             if 0 < start < settings.max_steps and self._due(start):
                 self._look(module, log, start)  # a state is saved before its validation
             for step in range(start, settings.max_steps):
                 began = time.perf_counter()
-                # Dropout draws from MXNet's generator; seeded by the step, a resumed run draws the same.
-                mx.random.seed(settings.seed * 1_000_003 + step)
                 batch = self._next_batch(batches, module, step)
-                statistics = _copied_statistics(module)
-                module.forward_backward(batch)
-                terms = self._terms(module)
-                self._stop_at_nan(module, step, terms, statistics)
-                module.update()
-                mx.nd.waitall()
-                rate = self._sampler.rows / (time.perf_counter() - began)
+                terms = self._step(module, batch, step)
+                rate = self._workers * self._sampler.rows / (time.perf_counter() - began)
                 self._rates.append(rate)
                 log.write("train", step, {**terms, "lr": self._lr(step), "images_per_second": rate})
-                bar.set_postfix_str(_short(terms, rate), refresh=False)
-                bar.update()
-                if self._lines and (step + 1) % _LINE_EVERY == 0:
-                    print(
-                        f"{settings.loss} {step + 1}/{settings.max_steps} {_short(terms, rate)}", flush=True
-                    )
+                progress.done(step, terms, rate)
                 due = self._due(step + 1)
                 if interrupted or due or time.monotonic() - saved > _SAVE_EVERY:
                     self._save_state(module, step + 1)
                     saved = time.monotonic()
                 if interrupted:
-                    raise KeyboardInterrupt(
-                        f"saved after step {step + 1} of {settings.max_steps}; continue with --resume"
-                    )
+                    raise KeyboardInterrupt(self._interrupted_after(step + 1))
                 if due and step + 1 < settings.max_steps:
                     self._look(module, log, step + 1)
             self._look(module, log, settings.max_steps)
+
+    def _step(self, module, batch, step: int) -> dict[str, float]:
+        """Train on one batch; returns its terms. Where that fails, what was trained before is saved."""
+        # Dropout draws from MXNet's generator; seeded by the step, a resumed run draws the same.
+        mx.random.seed(self._settings.seed * 1_000_003 + step + 499_979 * self._rank)
+        statistics = module.statistics()
+        module.forward_backward(batch)
+        try:
+            terms = self._terms(module)
+            self._stop_at_nan(module, step, terms, statistics)
+            module.update()
+        except WorkerLostError as lost:
+            self._save_before(module, step, statistics)
+            raise WorkerLostError(self._after_loss(lost, step)) from lost
+        mx.nd.waitall()
+        return terms
 
     def _due(self, step: int) -> bool:
         """Whether the state is saved, and validated, after so many steps."""
@@ -175,7 +192,7 @@ class Trainer:
         try:
             return batches.next()
         except UserError as error:
-            if step == 0:
+            if step == 0 or self._rank > 0:
                 raise
             self._save_state(module, step)
             raise UserError(
@@ -202,16 +219,18 @@ class Trainer:
             arrays["fc7_bias"] = np.zeros(len(self._fc7), np.float32)
         return arrays
 
-    def _bound_module(self, arg: Arrays, aux: Arrays, start: int, optimizer_state: bytes | None):
+    def _bound_module(self, state: RunState) -> StepModule:
         rows = self._sampler.rows
-        module = mx.mod.Module(self._graph.symbol, context=self._contexts)
+        module = StepModule(
+            self._graph.symbol, self._contexts, gathered=self._gathered, machines=self._machines
+        )
         module.bind([("data", (rows, *IMAGE_SHAPE))], [("softmax_label", (rows,))])
         module.init_params(
-            arg_params={name: mx.nd.array(array) for name, array in arg.items()},
-            aux_params={name: mx.nd.array(array) for name, array in aux.items()},
+            arg_params={name: mx.nd.array(array) for name, array in state.arg.items()},
+            aux_params={name: mx.nd.array(array) for name, array in state.aux.items()},
         )  # allow_missing stays False: nothing is random unless the recipe says so
         module.init_optimizer(
-            kvstore=_kvstore(self._contexts),
+            kvstore=self._kvstore,
             optimizer="sgd",
             optimizer_params={
                 "learning_rate": self._settings.lr,
@@ -219,14 +238,11 @@ class Trainer:
                 "wd": self._settings.wd,
                 "rescale_grad": 1.0 / len(self._contexts),
                 "lr_scheduler": self._schedule(),
-                "begin_num_update": start,
+                "begin_num_update": state.step,
             },
         )
-        if optimizer_state is not None:
-            with tempfile.NamedTemporaryFile(suffix=".states") as file:
-                file.write(optimizer_state)
-                file.flush()
-                module.load_optimizer_states(file.name)
+        if state.optimizer:
+            module.set_optimizer_state(state.optimizer)
         return module
 
     def _schedule(self):
@@ -244,22 +260,28 @@ class Trainer:
         return BatchIterator(
             self._dataset.records, self._sampler, self._dataset.records.labels, degradations,
             mirror=settings.data_rand_mirror, seed=settings.seed, start=start, threads=settings.num_threads,
+            first_row=self._sampler.first_row, whole_rows=self._workers * self._sampler.rows,
+            max_damaged=settings.max_damaged,
         )  # fmt: skip
 
     def _terms(self, module) -> dict[str, float]:
-        """Mean over the devices of every term, by name."""
+        """Mean over the devices of all workers of every term, by name."""
         by_name = dict(zip(module.output_names, module.get_outputs(), strict=True))
         terms = {"ce_loss": float(by_name["ce_loss_output"].asnumpy().mean())}
-        if self._graph.term_names:
+        if self._gathered is not None:
+            terms |= self._gathered.terms()
+        elif self._graph.term_names:
             values = by_name[f"{self._settings.loss}_terms_output"].asnumpy().mean(axis=0)
             terms |= dict(zip(self._graph.term_names, map(float, values), strict=True))
-        return terms
+        return terms if self._machines is None else self._machines.mean(terms)
 
     def _stop_at_nan(self, module, step: int, terms: dict[str, float], statistics: list) -> None:
         """`CheckError` naming the first term that is not finite; `statistics` are those before this step."""
         values = dict(terms)
-        if self._graph.term_names:
-            loss = f"{self._settings.loss}_loss"  # a registered loss need not be among its own terms
+        loss = f"{self._settings.loss}_loss"  # a registered loss need not be among its own terms
+        if self._gathered is not None:
+            values[loss] = self._gathered.loss()
+        elif self._graph.term_names:
             values[loss] = float(module.get_outputs()[2].asnumpy().mean())
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if not bad:
@@ -269,10 +291,7 @@ class Trainer:
         if not np.isfinite(embedding).all():
             rows = int((~np.isfinite(embedding).all(axis=1)).sum())
             where = f"the network's embedding has NaN in {rows} of {len(embedding)} rows, so {where}"
-        # The update has not been applied, but BatchNorm has taken this step into its statistics.
-        _restore_statistics(module, statistics)
-        if step > 0 and _first_not_finite(*module.get_params()) is None:
-            self._save_state(module, step)
+        self._save_before(module, step, statistics)
         raise CheckError(
             f"step {step}: {where}; {self._kept()}; start anew with a lower lr or weight of that term"
         )
@@ -286,8 +305,23 @@ class Trainer:
                 f"{self._kept()}; start anew with a lower lr"
             )
 
+    def _after_loss(self, lost: WorkerLostError, step: int) -> str:
+        """What to say where another worker was lost in `step`."""
+        if self._rank > 0:
+            resume = ", with --resume if worker 0 has saved a state"
+        else:
+            resume = "" if self._saved_step is None else " with --resume"
+        return f"{lost}, in step {step}; {self._kept()}; {END_THE_REST}, and start all again{resume}"
+
+    def _interrupted_after(self, steps: int) -> str:
+        if self._rank > 0:
+            return f"after step {steps} of {self._settings.max_steps}"
+        return f"saved after step {steps} of {self._settings.max_steps}; continue with --resume"
+
     def _kept(self) -> str:
         """What of this run can still be used after a step that went wrong."""
+        if self._rank > 0:
+            return "stopped, what is saved of this run is with worker 0"
         if self._saved_step is None:
             return "stopped, no state of this run is saved"
         return f"stopped, the state before step {self._saved_step} is in {self._folder / STATE_FILE}"
@@ -307,20 +341,29 @@ class Trainer:
         )
 
     def _save(self, name: str, backbone: Backbone) -> None:
+        if self._rank > 0:
+            return
         save_backbone(self._folder / name, _EPOCH_OF_LAST, backbone.symbol, backbone.arg, backbone.aux)
 
+    def _save_before(self, module, step: int, statistics: list) -> None:
+        """Save what was trained before `step`, if that can be used.
+
+        The update of `step` has not been made, but BatchNorm has taken it into its statistics.
+        """
+        module.restore_statistics(statistics)
+        if step > 0 and _first_not_finite(*module.get_params()) is None:
+            self._save_state(module, step)
+
     def _save_state(self, module, next_step: int) -> None:
+        if self._rank > 0:
+            return
         arg, aux = module.get_params()
         self._require_finite({**arg, **aux}, next_step)
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "optimizer.states")  # noqa: PTH118 - MXNet takes a str
-            module.save_optimizer_states(path)
-            optimizer = Path(path).read_bytes()
         state = RunState(
             next_step,
             {name: array.asnumpy() for name, array in arg.items()},
             {name: array.asnumpy() for name, array in aux.items()},
-            optimizer,
+            module.optimizer_state(),
             self._best,
         )
         save_state(self._folder / STATE_FILE, state, self._identification())
@@ -331,26 +374,15 @@ class Trainer:
         settings = {k: v for k, v in describe(self._settings).items() if k not in LOOKING_ONLY}
         return {
             **settings,
-            "number of devices": len(self._contexts),
+            "number of devices": devices_in_words(len(self._contexts), self._workers),
             "number of images": len(self._dataset.records),
             "number of identities": len(self._fc7),
         }
 
 
-def _kvstore(contexts: Sequence[mx.Context]) -> str:
-    """Gradients are summed on the GPUs where there are several, else on the CPU."""
-    return "device" if contexts[0].device_type == "gpu" else "local"
-
-
-def _copied_statistics(module) -> list[list[mx.nd.NDArray]]:
-    """BatchNorm's moving statistics on each device, which a forward and backward pass changes."""
-    return [[array.copy() for array in executor.aux_arrays] for executor in module._exec_group.execs]
-
-
-def _restore_statistics(module, statistics: list[list[mx.nd.NDArray]]) -> None:
-    for executor, kept in zip(module._exec_group.execs, statistics, strict=True):
-        for array, value in zip(executor.aux_arrays, kept, strict=True):
-            value.copyto(array)
+def devices_in_words(devices: int, workers: int) -> int | str:
+    """2, or '2 on each of 3 machines': a state is of as many as it was saved on."""
+    return devices if workers == 1 else f"{devices} on each of {workers} machines"
 
 
 def _first_not_finite(*groups: Mapping[str, Any]) -> str | None:
@@ -361,39 +393,3 @@ def _first_not_finite(*groups: Mapping[str, Any]) -> str | None:
             if not np.isfinite(values).all():
                 return name
     return None
-
-
-def _planned_megabytes(module) -> float:
-    """From the executors' own description, 'Total N MB allocated', one line a device."""
-    texts = [executor.debug_str() for executor in module._exec_group.execs]
-    return float(sum(int(n) for text in texts for n in re.findall(r"Total (\d+) MB allocated", text)))
-
-
-def _short(terms: dict[str, float], rate: float) -> str:
-    """The progress bar's text: the speed, the loss terms, and of the statistics the margins."""
-    shown = [n for n in terms if n.split("_")[0] not in ("mean", "intersection", "outliers", "margin")]
-    shown += [n for n in terms if n.startswith("margin")]
-    return " ".join(
-        [f"{rate:.0f} img/s", *(f"{name.removesuffix('_loss')} {terms[name]:.3g}" for name in shown)]
-    )
-
-
-@contextmanager
-def _interrupts() -> Iterator[list]:
-    """A list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def note(number, frame) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread: whoever started the thread handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)

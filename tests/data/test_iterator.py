@@ -1,5 +1,7 @@
 """The iterator: the sampled rows' pixels, the same for any number of threads and any start; errors; ending."""
 
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -98,6 +100,58 @@ def test_earlier_batches_keep_their_pixels(records):
         assert np.array_equal(batch.data[0].asnumpy(), pixels)
 
 
+def test_pixels_are_lent_and_taken_back(records):
+    # New memory for each batch would cost more in page faults than its pixels.
+    with BatchIterator(records, HalfHard(), records.labels, [CLEAN, DARK], prefetch=1) as iterator:
+        made = {}  # holds them, so that no two have the same address
+        for _ in range(12):
+            batch = iterator.next()
+            batch.data[0].wait_to_read()
+            made |= {id(pending.pixels): pending.pixels for pending in iterator._pending}
+        assert len(made) <= 4
+        del batch
+
+
+def test_pixels_are_not_taken_back_while_mxnet_needs_them(records):
+    from ddl_plugin.mxnet_setup import mx
+
+    with BatchIterator(records, HalfHard(), records.labels, [CLEAN, CLEAN], prefetch=1) as iterator:
+        work = mx.nd.ones((1500, 1500))
+        sums = []
+        for _ in range(6):
+            batch = iterator.next()
+            for _ in range(4):  # so that the engine is behind
+                work = mx.nd.dot(work, work) * 0
+            sums.append(batch.data[0].sum(axis=(1, 2, 3)) + work[0, 0])
+            del batch
+        found = [one.asnumpy() for one in sums]
+    for step, (_, pixels, _) in enumerate(batches(records, 6, degradations=[CLEAN, CLEAN])):
+        assert np.allclose(found[step], pixels.sum(axis=(1, 2, 3)), rtol=1e-5)
+
+
+def test_pixels_outlive_the_iterator(records):
+    with BatchIterator(records, HalfHard(), records.labels, [CLEAN, DARK]) as iterator:
+        batch = iterator.next()
+    del iterator
+    assert np.array_equal(batch.data[0].asnumpy(), batches(records, 1)[0][1])
+
+
+def test_a_process_ends_with_pixels_lent(records):
+    code = (
+        "import sys, numpy as np\n"
+        "from ddl_plugin.data.iterator import BatchIterator\n"
+        "from ddl_plugin.data.records import Records\n"
+        "from ddl_plugin.data.sampler import ImageSampler\n"
+        "from ddl_plugin.settings import Degradation\n"
+        "records = Records(sys.argv[1])\n"
+        "iterator = BatchIterator(records, ImageSampler(np.arange(24), 8), records.labels, [Degradation()])\n"
+        "held = [iterator.next() for _ in range(3)]\n"
+        "pending = [batch.data[0] * 2 for batch in held]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(records.path)], capture_output=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_rows_are_mirrored_half_of_the_time(records):
     mirrored = []
     for step, pixels, _ in batches(records, 30, degradations=[CLEAN, CLEAN]):
@@ -128,7 +182,7 @@ def test_degraded_before_mirrored(records):
     with BatchIterator(records, HalfHard(), records.labels, [DARK, DARK], mirror=False, seed=4) as iterator:
         pixels = iterator.next().data[0].asnumpy()
         for row in range(16):
-            expected = degrade(records.image(row % 8), DARK, iterator._rng(0, row))
+            expected = degrade(records.image(row % 8), DARK, iterator._random.pixels(0, row))
             assert np.array_equal(pixels[row], expected.transpose(2, 0, 1))
 
 

@@ -62,10 +62,14 @@ def test_ranges_give_the_labels_of_their_first_images(tmp_path):
     assert [records.payload(i) for i in range(6)] == [b"image %d" % i for i in range(1, 7)]
 
 
-def test_only_first_images_of_ranges_are_read_at_open(tmp_path):
-    # The second image of a range says another label: a set of millions must open without reading it.
-    records = Records(write_set(tmp_path, ranged_set(labels=(5, 9), ranges=((1, 3),))))
-    assert records.labels.tolist() == [5, 5]
+def test_only_the_ends_of_ranges_are_read_at_open(tmp_path):
+    # The second image of three says another label: a set of millions must open without reading it.
+    records = Records(write_set(tmp_path, ranged_set(labels=(5, 9, 5), ranges=((1, 4),))))
+    assert records.labels.tolist() == [5, 5, 5] and records.damaged.size == 0
+    with pytest.raises(
+        UserError, match=r"expected record 2 where train\.idx says, got a record of label 9 instead"
+    ):
+        records.payload(1)
 
 
 def test_ranges_may_come_in_any_order_and_be_empty(tmp_path):
@@ -587,14 +591,38 @@ def test_interruption_between_the_files_is_noticed(tmp_path, monkeypatch):
     write_pictures(tmp_path, [0, 0])
     writer = RecordWriter(tmp_path)
     writer.add(b"x", 0)
-    monkeypatch.setattr(
-        "ddl_plugin.data.records.write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
-    )
+    replace = Path.replace
+
+    def interrupted(self, target):
+        if Path(target).name != "train.rec":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         writer.close()
     # The new .rec never stands beside the old .idx.
     with pytest.raises(UserError, match=r"train\.idx: expected the index"):
         Records(tmp_path)
+
+
+@pytest.mark.parametrize("full_at", [1, 2, 3])
+def test_a_disk_that_is_full_at_the_end_keeps_the_previous_set(tmp_path, monkeypatch, full_at):
+    write_pictures(tmp_path, [0, 0])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writer = RecordWriter(tmp_path)
+    writer.add(b"x", 0)
+    calls = []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == full_at:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
+        writer.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_writer_of_an_unusable_folder(tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,12 @@ from ddl_plugin.data.pairs import build_pairs
 from ddl_plugin.data.partition import build_partition
 from ddl_plugin.data.records import Records
 from ddl_plugin.data.synthetic import generate
+from ddl_plugin.errors import CheckError, UserError
+from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.settings import DDLSettings, RunSettings
 from ddl_plugin.training.dataset import Dataset
+from ddl_plugin.training.link import Door, connect
+from ddl_plugin.training.machines import Machines
 
 IDENTITIES, EMBEDDING = 10, 16
 RULES = {"easy": "abs(yaw) < 20", "hard": ("abs(yaw) > 30",)}
@@ -81,6 +87,66 @@ def dataset_of(small_synthetic) -> Callable[[RunSettings], Dataset]:
 @pytest.fixture(scope="session")
 def fc7() -> np.ndarray:
     return np.random.default_rng(5).normal(0, 0.1, (IDENTITIES, EMBEDDING)).astype(np.float32)
+
+
+# -- several workers, as threads ----------------------------------------------------------------------------
+
+
+class Store:
+    """One worker's KVStore, which adds up as MXNet's does. A key's first value is worker 0's; then a push makes it the sum of all pushes."""
+
+    def __init__(self, rank, shared, barrier):
+        self.rank, self.num_workers = rank, barrier.parties
+        self._shared, self._barrier = shared, barrier
+
+    def init(self, keys, values):
+        keys, values = (keys, values) if isinstance(keys, list) else ([keys], [values])
+        if self.rank == 0:
+            for key, value in zip(keys, values, strict=True):
+                assert key not in self._shared, f"duplicate init of {key}"
+                self._shared[key] = value.asnumpy()
+        self._barrier.wait(20)
+
+    def push(self, key, values, priority):
+        self._shared[key, self.rank] = sum(value.asnumpy() for value in values)
+
+    def pull(self, key, out, priority=0):
+        outs = out if isinstance(out, list) else [out]
+        self._barrier.wait(20)
+        pushed = [self._shared.get((key, rank)) for rank in range(self.num_workers)]
+        total = self._shared[key] if pushed[0] is None else sum(pushed)
+        assert total.shape == outs[0].shape
+        for array in outs:
+            array[:] = mx.nd.array(total, dtype=total.dtype)
+        self._barrier.wait(20)
+
+
+@pytest.fixture
+def everywhere() -> Callable[..., list]:
+    """everywhere(function) -> what function(machines) returns or raises in each of 3 workers, by rank."""
+
+    def run(function, workers=3, linked=False):
+        shared, barrier = {}, threading.Barrier(workers)
+        links = [None] * workers
+        if linked:
+            door = Door("127.0.0.1")
+            links[1:] = [connect(door.address, rank) for rank in range(1, workers)]
+            links[0] = door.admit(workers)
+
+        def one(rank):
+            machines = Machines(Store(rank, shared, barrier), links[rank])
+            try:
+                return function(machines)
+            except (UserError, CheckError) as error:
+                return error
+
+        with ThreadPoolExecutor(workers) as pool:
+            results = list(pool.map(one, range(workers)))
+        for link in filter(None, links):
+            link.close()
+        return results
+
+    return run
 
 
 # -- the command -------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 import dataclasses
+import re
+import shutil
 import tracemalloc
 
 import numpy as np
 import pytest
 
+from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.settings import Degradation
@@ -85,6 +88,17 @@ def test_summary_counts_what_is_there(opener, settings_of):
         assert row["dropped (s < 0)"] == pairs.candidates - len(pairs.first)
 
 
+def test_pairs_that_the_recipe_names_are_taken_or_refused(opener, settings_of, tmp_path):
+    made = opener(settings_of())
+    other = Opener(tmp_path / "other.npz")
+    named = settings_of(positive_pairs=str(opener.cache))
+    taken = other(named)
+    assert (other.embedded, other.said, other.cache.exists()) == (0, [], False)
+    np.testing.assert_array_equal(taken.pairs[1].first, made.pairs[1].first)
+    with pytest.raises(UserError, match=r"positive_pairs: expected those of this run, .*now 'model 2'"):
+        other(named, "model 2")
+
+
 def test_images_need_no_pairs(opener, settings_of):
     settings = settings_of(sampler="images", per_batch_size=8, loss="arcface")
     dataset = opener(dataclasses.replace(settings, ddl=None))
@@ -148,3 +162,70 @@ def test_a_data_set_costs_little_memory_an_image(opener, settings_of, small_synt
     assert all(isinstance(array, np.ndarray) for array in arrays)
     assert all(isinstance(d.positions, np.ndarray) for d in dataset.partition.distributions)
     assert isinstance(dataset.records, Records)
+
+
+# -- several machines ------------------------------------------------------------------------------------
+
+
+def test_worker_0s_pairs_are_everywheres(everywhere, opener, settings_of, tmp_path):
+    """The others need neither the base model nor a cache."""
+
+    def opened(machines):
+        if machines.rank == 0:
+            return open_dataset(
+                settings_of(), pooled, "model 1", opener.cache, opener.said.append, False, machines
+            )
+        return open_dataset(settings_of(), None, "", tmp_path / "other.npz", pytest.fail, False, machines)
+
+    datasets = everywhere(opened)
+    alone = opener(settings_of())
+    assert opener.said == []  # the pairs worker 0 has written are those of one machine
+    assert not (tmp_path / "other.npz").exists()
+    for dataset in datasets:
+        assert len(dataset.pairs) == 2
+        for own, expected in zip(dataset.pairs, alone.pairs, strict=True):
+            np.testing.assert_array_equal(own.first, expected.first)
+            np.testing.assert_array_equal(own.second, expected.second)
+            assert own.first.dtype == own.second.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.5}, "lr: expected 0.01 as worker 0 has, got 0.5 in worker 2"),
+        ({"seed": 9}, "seed: expected 0 as worker 0 has, got 9 in worker 2"),
+        ({"ddl": {"scope": "global"}}, "ddl: expected .*'scope': 'device'.* as worker 0 has, got .*'scope': 'global'"),
+    ],
+)  # fmt: skip
+def test_a_worker_with_other_settings_is_refused(everywhere, settings_of, tmp_path, changes, message):
+    def opened(machines):
+        settings = settings_of(**changes) if machines.rank == 2 else settings_of()
+        with machines:
+            open_dataset(settings, pooled, "m", tmp_path / "pairs.npz", print, False, machines)
+
+    assert_refused_in_worker_2(everywhere(opened, linked=True), message)
+
+
+def test_a_worker_with_other_data_is_refused(everywhere, settings_of, small_synthetic, tmp_path):
+    """Other records, or a table by which other images are in a distribution."""
+    shutil.copytree(small_synthetic, tmp_path / "data")
+    table = AttributeTable.load(tmp_path / "data" / "attributes.npz")
+    yaw = np.array(table.columns["yaw"])
+    yaw[np.flatnonzero(np.abs(yaw) > 30)[0]] = 0
+    AttributeTable(columns={**table.columns, "yaw": yaw}, keys=table.keys).save(
+        tmp_path / "data/attributes.npz"
+    )
+
+    def opened(machines):
+        here = {"dataset_path": str(tmp_path / "data"), "num_threads": 1} if machines.rank == 2 else {}
+        with machines:
+            open_dataset(settings_of(**here), pooled, "m", tmp_path / "pairs.npz", print, False, machines)
+
+    assert_refused_in_worker_2(
+        everywhere(opened, linked=True), "the images of easy: expected .* in worker 2; start all"
+    )
+
+
+def assert_refused_in_worker_2(results, message):
+    assert isinstance(results[2], UserError)
+    assert re.match(message, str(results[2]))

@@ -516,7 +516,7 @@ def test_the_bar_fits_a_terminal_of_100_columns(write_recipe, tmp_path, monkeypa
 
 
 def test_a_log_file_gets_lines_instead_of_bars(write_recipe, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("ddl_plugin.training.trainer._LINE_EVERY", 2)
+    monkeypatch.setattr("ddl_plugin.training.progress._LINE_EVERY", 2)
     recipe = write_recipe(tmp_path, *SHORT)
     assert main([str(recipe), "--output", str(tmp_path / "out")]) == 0
     printed = capfd.readouterr()
@@ -562,6 +562,25 @@ def test_a_finished_run_can_be_looked_at_with_other_sets(write_recipe, tmp_path,
     printed = capfd.readouterr().out
     assert "ddl: already trained" in printed
     assert re.search(r"^hard +accuracy", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kvstore"),
+    [((), "local"), (("--kvstore", "local"), "local"), (("--kvstore", "device"), "device")],
+)
+def test_kvstore_is_where_the_devices_gradients_are_summed(
+    write_recipe, tmp_path, monkeypatch, arguments, kvstore
+):
+    class Seen(Exception):  # noqa: N818
+        pass
+
+    def note(self, kvstore, *rest):
+        raise Seen(kvstore)
+
+    monkeypatch.setattr(mx.mod.Module, "init_optimizer", note)
+    recipe = write_recipe(tmp_path, *SHORT)
+    with pytest.raises(Seen, match=f"^{kvstore}$"):
+        main([str(recipe), *arguments, "--devices", "cpu:0,1", "--output", str(tmp_path / "out"), "--quiet"])
 
 
 def test_two_jobs_do_not_work_in_one_folder(write_recipe, tmp_path, capfd):

@@ -15,6 +15,7 @@ from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.settings import IDENTITY_LOSSES
 from ddl_plugin.training import trainer as module
 from ddl_plugin.training.graph import training_graph
+from ddl_plugin.training.machines import WorkerLostError
 from ddl_plugin.training.trainer import STATE_FILE, Trainer
 
 ONE, TWO = [mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]
@@ -225,6 +226,154 @@ def test_first_terms_train_nothing(settings_of, backbone, dataset, fc7, train, t
     assert len(terms) > 10
 
 
+# -- scope ----------------------------------------------------------------------------------------------
+
+
+def test_on_one_device_the_scopes_are_one(settings_of, backbone, fc7, train, tmp_path):
+    device, everything = (
+        train(settings_of(ddl={"scope": scope}, max_steps=2), folder=scope) for scope in ("device", "global")
+    )
+    start = {**backbone.arg, "fc7_weight": fc7}
+    for name, array in start.items():
+        one, other = parameters(device)[name], parameters(everything)[name]
+        # Single values differ where rounding moved them over a kink.
+        assert np.linalg.norm(one - other) < 0.01 * np.linalg.norm(one - array) + 1e-7 * array.size, name
+    for row, same in zip(rows(tmp_path / "device"), rows(tmp_path / "global"), strict=True):
+        shown = set(row) - {"kind", "images_per_second"}
+        assert {n: same[n] for n in shown} == pytest.approx({n: row[n] for n in shown}, rel=1e-3, abs=1e-4)
+
+
+def test_scope_global_is_of_all_devices(settings_of, backbone, dataset, fc7, train, batches, tmp_path):
+    """What is logged is the loss of all rows together, and what --dry-run shows is the first of it."""
+    settings = settings_of(ddl={"scope": "global"}, max_steps=2)
+    trained = train(settings, TWO)
+    terms = Trainer(settings, backbone, fc7, dataset, TWO, tmp_path, None, False).first_terms()
+    (first, second) = trained_rows(tmp_path / "run")
+    assert terms == pytest.approx({name: first[name] for name in terms}, rel=1e-5)
+    assert len(terms) > 10
+    assert np.isfinite([second[name] for name in terms]).all()
+    labels = batches.labels[0].reshape(2, 2, 3, 3)[:, :, 2]  # device, distribution, part, place
+    for k in (0, 1):
+        assert len(np.unique(labels[:, k])) == 6  # no identity is its own negative
+    other = train(settings_of(max_steps=2), TWO, folder="device")
+    assert np.abs(parameters(other)["fc7_weight"] - parameters(trained)["fc7_weight"]).max() > 1e-6
+
+
+def test_scope_global_resumes(settings_of, train, batches):
+    settings = settings_of(ddl={"scope": "global"})
+    whole = train(settings, TWO, folder="whole")
+    batches.before[1] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, TWO)
+    batches.before.clear()
+    with pytest.raises(UserError, match=r"ddl was .*'scope': 'global'.*'scope': 'device'"):
+        train(settings_of(), TWO, resume=True)
+    resumed = train(settings, TWO, resume=True)
+    for name, array in whole.arg.items():
+        np.testing.assert_allclose(resumed.arg[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+# -- one worker of several ------------------------------------------------------------------------------
+
+
+class Fellows:
+    """Machines whose other workers have nothing to add; one is lost in the step `lose_in`."""
+
+    def __init__(self, rank=0, start=0, optimizer=b"", lose_in=None, workers=1):
+        self.rank, self.workers = rank, workers
+        self._worker_0 = iter([start, optimizer])
+        self._left = None if lose_in is None else lose_in + 1
+
+    def publish(self, value):
+        return next(self._worker_0) if self.rank else value
+
+    publish_bytes = publish
+
+    def broadcast(self, arrays):
+        return dict(arrays)
+
+    def mean(self, values):
+        return {name: float(value) for name, value in values.items()}
+
+    def sum_gradients(self, names, gradients):
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                raise WorkerLostError("worker 1 on there was lost")
+
+
+def one_of_several(settings, backbone, fc7, dataset, folder, machines, resume=False):
+    trainer = Trainer(settings, backbone, fc7, dataset, ONE, folder, None, False, machines=machines)
+    return trainer.run(resume=resume)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_lost_worker_leaves_the_state_of_the_last_whole_step(
+    settings_of, backbone, fc7, dataset, train, tmp_path, step
+):
+    """With BatchNorm's statistics as they were before the step that failed."""
+    whole = train(settings_of(), folder="whole")
+    given = backbone, fc7, dataset, tmp_path / "run"
+    with pytest.raises(
+        WorkerLostError,
+        match=rf"^worker 1 on there was lost, in step {step}; stopped, the state before step {step} is in .*state\.npz; "
+        r"end the scheduler and the servers by hand, and start all again with --resume$",
+    ):
+        one_of_several(settings_of(), *given, Fellows(lose_in=step))
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(step))
+    assert_same(one_of_several(settings_of(), *given, Fellows(), resume=True), whole)
+
+
+def test_a_worker_lost_in_the_first_step_leaves_nothing(settings_of, backbone, fc7, dataset, tmp_path):
+    with pytest.raises(
+        WorkerLostError, match=r"in step 0; stopped, no state .* saved; .*, and start all again$"
+    ):
+        one_of_several(settings_of(), backbone, fc7, dataset, tmp_path, Fellows(lose_in=0))
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_another_worker_starts_where_worker_0_is_and_writes_nothing(
+    settings_of, backbone, fc7, dataset, train, batches, tmp_path
+):
+    settings = settings_of(verbose=1)
+    batches.before[0] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    batches.before.clear()
+    batches.steps.clear()
+    with np.load(tmp_path / "run" / STATE_FILE) as state:
+        arrays = {name[4:]: state[name] for name in state.files if name.startswith(("arg:", "aux:"))}
+        optimizer = state["optimizer"].tobytes()
+    fellow = Fellows(rank=1, start=1, optimizer=optimizer, workers=2)
+    fellow.broadcast = lambda own: {name: mx.nd.array(arrays[name]) for name in own}
+    given = backbone, fc7, dataset, tmp_path / "fellow"
+    trained = one_of_several(settings, *given, fellow)
+    assert batches.steps == [1, 2]
+    assert not (tmp_path / "fellow").exists()
+    # The second block of each step, of which the device's gradients count half.
+    both = Trainer(settings, backbone, fc7, dataset, TWO, tmp_path, None, False)
+    for step, data in zip((1, 2), batches.labels[-2:], strict=True):
+        whole = dataset.records.labels[both._sampler.batch(step).positions]
+        np.testing.assert_array_equal(data, whole[18:])
+    assert np.abs(parameters(trained)["fc7_weight"] - arrays["fc7_weight"]).max() > 1e-6
+    with pytest.raises(
+        WorkerLostError, match=r"in step 2; .* with worker 0; .* --resume if worker 0 has saved a state"
+    ):
+        one_of_several(settings, *given, Fellows(rank=1, lose_in=2, workers=2))
+
+
+def test_a_state_of_several_workers_is_not_resumed_by_one(
+    settings_of, backbone, fc7, dataset, train, tmp_path
+):
+    """Its devices' optimizer states are not as many."""
+    given = backbone, fc7, dataset, tmp_path / "run"
+    with pytest.raises(WorkerLostError):
+        one_of_several(settings_of(), *given, Fellows(lose_in=1, workers=2))
+    message = "--resume: number of devices was '1 on each of 2 machines' in .*, is 2 now"
+    with pytest.raises(UserError, match=message):
+        train(settings_of(), TWO, resume=True)
+
+
 # -- resuming -------------------------------------------------------------------------------------------
 
 
@@ -386,8 +535,9 @@ def test_a_last_update_that_ruins_the_weights_leaves_no_model(settings_of, train
     assert not (tmp_path / "nan" / "model-0001.params").exists()
 
 
+@pytest.mark.parametrize("scope", ["device", "global"])
 @pytest.mark.parametrize("which", ["its term", "its value"])
-def test_nan_in_a_loss_names_the_term(settings_of, train, tmp_path, monkeypatch, which):
+def test_nan_in_a_loss_names_the_term(settings_of, train, tmp_path, monkeypatch, which, scope):
     def odd(F, embedding, settings, options):
         bad = F.reshape(F.log(F.mean(embedding) * 0 - 1), (1,))
         good = F.reshape(F.mean(embedding), (1,))
@@ -399,7 +549,7 @@ def test_nan_in_a_loss_names_the_term(settings_of, train, tmp_path, monkeypatch,
     with pytest.raises(
         CheckError, match=f"step 0: loss term '{name}' is nan; stopped, no state of this run is saved"
     ):
-        train(settings_of(loss="odd"))
+        train(settings_of(loss="odd", ddl={"scope": scope}))
     assert not (tmp_path / "run" / STATE_FILE).exists()
 
 
@@ -427,6 +577,19 @@ def test_an_image_that_cannot_be_read_costs_nothing(
         train(settings)
     broken.clear()
     assert_same(train(settings, resume=True), whole)
+
+
+def test_a_worker_that_cannot_read_an_image_says_just_that(
+    settings_of, backbone, fc7, dataset, batches, tmp_path
+):
+    """What is saved, and where, worker 0 says."""
+
+    def unreadable():
+        raise UserError("record 3 is no image")
+
+    batches.before[1] = unreadable
+    with pytest.raises(UserError, match=r"^record 3 is no image$"):
+        one_of_several(settings_of(), backbone, fc7, dataset, tmp_path, Fellows(rank=1, workers=2))
 
 
 def module_positions(settings, dataset, step):

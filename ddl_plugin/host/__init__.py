@@ -1,0 +1,1 @@
+"""Joining InsightFace's own MXNet trainers, unmodified, as `--loss ddl`."""

@@ -1,0 +1,67 @@
+"""Which part this process plays in a training on several machines, read from MXNet's own DMLC_* environment.
+
+Asked before MXNet is imported: the import of a scheduler or a server does not return.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from ddl_plugin.errors import UserError
+
+ONE_MACHINE = ("local", "device")
+SEVERAL_MACHINES = ("dist_sync", "dist_device_sync")
+KVSTORES = (*ONE_MACHINE, *SEVERAL_MACHINES)
+
+ROOT_URI = "DMLC_PS_ROOT_URI"
+_ROLE, _PORT, _SERVERS, _WORKERS = "DMLC_ROLE", "DMLC_PS_ROOT_PORT", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER"
+_ROLES = ("scheduler", "server", "worker")
+_REMEDY = "set them as docs/MACHINES.md says, or start with MXNet's tools/launch.py"
+
+
+def require_environment(kvstore: str | None) -> None:
+    """`UserError` where the kvstore and the environment do not say the same of how many machines there are."""
+    if kvstore not in SEVERAL_MACHINES:
+        role = os.environ.get(_ROLE)
+        if role is not None:
+            raise UserError(
+                f"--kvstore: expected {' or '.join(SEVERAL_MACHINES)} where {_ROLE} is set (to {role!r}), got "
+                f"{kvstore}, with which every worker would train for itself; add it, or unset {_ROLE}"
+            )
+        return
+    names = (_ROLE, ROOT_URI, _PORT, _SERVERS, _WORKERS)
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"--kvstore: {kvstore} expects {', '.join(names)} in the environment, "
+            f"got no {', '.join(missing)}; {_REMEDY}"
+        )
+    if os.environ[_ROLE] not in _ROLES:
+        raise UserError(
+            f"{_ROLE}: expected {', '.join(_ROLES)}, got {os.environ[_ROLE]!r} in the environment; {_REMEDY}"
+        )
+    for name in (_PORT, _SERVERS, _WORKERS):
+        text = os.environ[name]
+        if not text.isdecimal() or int(text) < 1:
+            raise UserError(
+                f"{name}: expected a whole number >= 1, got {text!r} in the environment; {_REMEDY}"
+            )
+
+
+def meeting_place() -> str:
+    """Where scheduler, servers and workers find each other, and how many of them there are to be."""
+    value = os.environ.get
+    return (
+        f"the scheduler at {value(ROOT_URI)}:{value(_PORT)}, {value(_SERVERS)} server(s) and "
+        f"{value(_WORKERS)} worker(s)"
+    )
+
+
+def serve_if_not_worker() -> None:
+    """In a scheduler or server: do its work, and end the process when the workers have ended."""
+    if os.environ.get(_ROLE) not in ("scheduler", "server"):
+        return
+    # Python's own handler never gets to run there: Ctrl-C would do nothing.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import ddl_plugin.mxnet_setup  # noqa: F401 - serves, then raises SystemExit
