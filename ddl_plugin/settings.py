@@ -259,7 +259,9 @@ class RunSettings:
 
     # data
     dataset_path: str = ""  # folder of train.rec, train.idx and the .bin sets; 'synthetic': drawn
-    attributes: str | None = None  # table joined by record number (.npz, .parquet, .csv); name in dataset_path or path
+    attributes: str | None = (
+        None  # table joined by record number (.npz, .parquet, .csv); name in dataset_path or path
+    )
     data_rand_mirror: bool = True
     max_pairs_per_identity: int = 100  # positive pairs kept of one identity and distribution
     positive_pairs: str | None = None  # file of `prepare pairs`; name in dataset_path or path

@@ -19,6 +19,7 @@ from ddl_plugin.host.checkout import Checkout, inspect
 from ddl_plugin.host.entry import entry_from_recipe
 from ddl_plugin.host.join import register
 from ddl_plugin.host.notes import note
+from ddl_plugin.training.roles import is_server, let_ctrl_c_end
 
 _DEVICES = re.compile(r"(cpu|gpu)(?::(\d+(?:,\d+)*))?")
 
@@ -58,6 +59,8 @@ def _host(arguments: Sequence[str]) -> None:
     register(config)
     if on_cpu:
         config.generate_config = _devices_on_cpu(config.generate_config)
+    if is_server():  # which the trainer's `import mxnet` becomes
+        let_ctrl_c_end()
     sys.argv = [str(checkout.path), *its]
     runpy.run_path(str(checkout.path), run_name="__main__")
 

@@ -22,7 +22,7 @@ from ddl_plugin.settings import (
 _MARGINS = ("loss_m1", "loss_m2", "loss_m3", "loss_s")
 #: Settings of a run, beside those of the loss, that are ours under the trainer too. All others are the trainer's.
 _OF_A_RUN = (
-    "attributes", "max_pairs_per_identity", "num_threads", "max_damaged", "seed", "rename", "fc7_init", *_MARGINS,
+    "attributes", "max_pairs_per_identity", "positive_pairs", "num_threads", "max_damaged", "seed", "rename", "fc7_init", *_MARGINS,
 )  # fmt: skip
 _OF_THE_LOSS = field_names(DDLSettings)
 

@@ -16,6 +16,7 @@ from ddl_plugin.backbone.checkpoint import (
     Backbone,
     expected_shapes,
     fingerprint,
+    load_backbone,
     renamed,
     require_finite,
     require_match,
@@ -222,9 +223,9 @@ class Run:
         settings, base = self.settings, self._base(self._embedding)
         bars = sys.stderr.isatty()
         embed = OnnxEmbedder(convert(self._checkpoint, self.folder / "base.onnx"))
-        dataset = open_dataset(
-            settings, embed, fingerprint(base), self.folder / "pairs.npz", note, bars, self.machines
-        )
+        # Known by its own files, as `prepare pairs` knows it: the trainer's graph may have other names.
+        made_by = fingerprint(load_backbone(self._checkpoint))
+        dataset = open_dataset(settings, embed, made_by, self.folder / "pairs.npz", note, bars, self.machines)
         for row in summary_rows(dataset):
             note(", ".join(f"{key} {value}" for key, value in row.items()))
         found = dataset.records.num_classes

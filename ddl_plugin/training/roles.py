@@ -60,8 +60,16 @@ def meeting_place() -> str:
 
 def serve_if_not_worker() -> None:
     """In a scheduler or server: do its work, and end the process when the workers have ended."""
-    if os.environ.get(_ROLE) not in ("scheduler", "server"):
-        return
-    # Python's own handler never gets to run there: Ctrl-C would do nothing.
+    if is_server():
+        let_ctrl_c_end()
+        import ddl_plugin.mxnet_setup  # noqa: F401 - serves, then raises SystemExit
+
+
+def is_server() -> bool:
+    """Whether `import mxnet` does a scheduler's or a server's work in this process."""
+    return os.environ.get(_ROLE) in ("scheduler", "server")
+
+
+def let_ctrl_c_end() -> None:
+    """Of a scheduler or server, in which Python's own handler never gets to run: Ctrl-C would do nothing."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    import ddl_plugin.mxnet_setup  # noqa: F401 - serves, then raises SystemExit

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ddl_plugin.backbone.checkpoint import load_backbone
+from ddl_plugin.data.attributes import AttributeTable
+from ddl_plugin.data.records import Records
 from ddl_plugin.export.params import load_params
 from ddl_plugin.mxnet_setup import mx
 
@@ -393,3 +395,27 @@ def test_nothing_is_written_into_the_checkout(run_host, small_host):
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in small_host.glob("*.py")} == before
     assert {path.name for path in small_host.iterdir()} - {"__pycache__"} == set(before)
+
+
+def test_pairs_that_were_prepared_are_taken_by_both_trainers(
+    run_host, run_python, small_host, small_records, small_checkpoint
+):
+    made = small_host.parent / "prepared.npz"
+    done = run_python(
+        "-m", "ddl_plugin.prepare", "pairs", small_records, "--easy", "label >= 0", "--hard", "{'darken': (0.2, 0.5)}",
+        "--attributes", labels_of(small_records, small_host.parent), "--model", f"{small_checkpoint},0", "--output", made,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    append(small_host, f"loss.ddl.positive_pairs = {str(made)!r}\nloss.ddl.easy = 'label >= 0'")
+    append(small_host, f"loss.ddl.attributes = {str(labels_of(small_records, small_host.parent))!r}")
+    for trainer in ("train.py", "train_parall.py"):
+        done = run_host("--trainer", trainer, its=DDL)
+        assert done.returncode == 0, done.stderr
+        assert "positive pairs: building" not in done.stderr
+
+
+def labels_of(folder, output):
+    records = Records(folder)
+    table = AttributeTable(records.keys, {"label": records.labels.astype(float)})
+    table.save(output / "labels.npz")
+    return output / "labels.npz"
