@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -216,15 +217,19 @@ def check_same_graph(model: onnx.ModelProto, base: onnx.ModelProto, base_name: s
 
 
 def real_images(records: str | os.PathLike, size: int = 112, count: int = max(BATCHES)) -> np.ndarray:
-    """`count` images spread evenly over a .rec file, uint8 (count, size, size, 3) RGB."""
-    from ddl_plugin.data.records import Records
+    """Up to `count` images spread evenly over a .rec file, uint8 (n, size, size, 3) RGB; damaged ones left out."""
+    from ddl_plugin.data.records import DamagedRecordError, Records
 
-    opened = Records(Path(records))
-    positions = np.unique(np.linspace(0, len(opened) - 1, count).astype(np.int64))
-    images = [opened.image(int(position)) for position in positions]
-    for position, image in zip(positions, images, strict=True):
-        if image.shape != (size, size, 3):
-            raise UserError(
-                f"{records}: image {position}: expected {size}x{size} RGB, got shape {image.shape}"
-            )
+    opened = Records(Path(records), max_damaged=1.0)  # how many may be is for whoever trains on them
+    images = []
+    for position in np.unique(np.linspace(0, len(opened) - 1, count).astype(np.int64)):
+        with contextlib.suppress(DamagedRecordError):
+            image = opened.image(int(position))
+            if image.shape != (size, size, 3):
+                raise UserError(
+                    f"{records}: image {position}: expected {size}x{size} RGB, got shape {image.shape}"
+                )
+            images.append(image)
+    if not images:
+        raise UserError(f"{records}: expected images to compare with, got none that can be read")
     return np.stack(images)

@@ -25,7 +25,7 @@ import numpy as np
 
 from ddl_plugin.data.degrade import degrade
 from ddl_plugin.data.faces import SHAPE, load_face
-from ddl_plugin.data.records import DamagedRecordError, Records
+from ddl_plugin.data.records import DamagedRecordError, Records, damaged_in_words, too_many_damaged
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import write_text
 from ddl_plugin.settings import MAX_DAMAGED, Degradation
@@ -38,7 +38,6 @@ _FORMAT = 1  # of the files
 _PIXELS = 102  # what random numbers are for: part of their key beside the seed
 _BATCH = 64  # images given to `embed` at a time
 _THREADS = 2  # batches being decoded while one is embedded
-_SHOWN = 8  # record numbers in a message
 _ROUNDING = 1e-3  # how far from 1 the squared length of a row that was written may be
 
 
@@ -193,14 +192,12 @@ class Embeddings:
             self.unreadable[error.key] = str(error)
             if len(self.unreadable) <= self._max_damaged * len(self._records):
                 return
-            first = next(iter(self.unreadable.values()))
-            raise UserError(f"{first}; {self.said_unreadable()} and max_damaged is {self._max_damaged:g}")
+            first, count = next(iter(self.unreadable.values())), len(self._records)
+            raise UserError(f"{first}; {too_many_damaged(self.unreadable, count, self._max_damaged)}")
 
     def said_unreadable(self) -> str:
-        """'3 of 5000 records are damaged: 5, 9, 80'."""
-        keys = sorted(self.unreadable)
-        shown = ", ".join(map(str, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
-        return f"{len(keys)} of {len(self._records)} records {'is' if len(keys) == 1 else 'are'} damaged: {shown}"
+        """'3 of 5000 records are damaged (5, 9, 80)'."""
+        return damaged_in_words(self.unreadable, len(self._records))
 
 
 def _rows_by_identity(labels: np.ndarray) -> np.ndarray | None:

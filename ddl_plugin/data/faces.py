@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from ddl_plugin.data.records import DamagedRecordError, Records
@@ -22,3 +24,13 @@ def load_face(records: Records, position: int) -> np.ndarray:
             key,
         )
     return image
+
+
+def readable_faces(records: Records, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `positions` whose images can be read, and the images: uint8 (n, 112, 112, 3) RGB."""
+    good, images = [], []
+    for position in positions.tolist():
+        with contextlib.suppress(DamagedRecordError):
+            images.append(load_face(records, position))
+            good.append(position)
+    return np.array(good, np.int64), np.array(images, np.uint8).reshape(-1, *SHAPE)

@@ -1,7 +1,6 @@
 """The frames of a .rec file that may be damaged in any way: nothing in it raises, hangs or takes much memory.
 
-`records.Records` is the reader for data sets that are whole. This one reads with `pread`, not through a mapping:
-a file that is cut while it is read must not end the process.
+`records.Records` is the reader for training. This one, for `prepare check`, goes through a file that may be anything.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import re
 import struct
 import tempfile
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -355,7 +356,8 @@ class Records:
         if self.path.stem != "train" or not file.is_file():
             return classes
         with reading(file):
-            text = file.read_text(errors="replace").strip()
+            # InsightFace's own writer adds lines of its own below.
+            text = file.read_text(errors="replace").strip().partition("\n")[0].strip()
         match = re.fullmatch(r"(\d{1,9})\s*,\s*\d+\s*,\s*\d+", text)
         if not match:
             raise UserError(
@@ -473,11 +475,16 @@ def _sides(image: np.ndarray) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
 
 
-def too_many_damaged(keys: np.ndarray, count: int, max_damaged: float) -> str:
+def damaged_in_words(keys: Iterable[int], count: int) -> str:
+    """'2 of 900 records are damaged (5, 9)'."""
+    keys = sorted(keys)
+    shown = ", ".join(map(str, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
+    return f"{len(keys)} of {count} records {'is' if len(keys) == 1 else 'are'} damaged ({shown})"
+
+
+def too_many_damaged(keys: Iterable[int], count: int, max_damaged: float) -> str:
     """'2 of 900 records are damaged (5, 9), more than max_damaged = 0.001 allows'."""
-    shown = ", ".join(map(str, keys[:_SHOWN].tolist())) + (", ..." if len(keys) > _SHOWN else "")
-    verb = "is" if len(keys) == 1 else "are"
-    return f"{len(keys)} of {count} records {verb} damaged ({shown}), more than max_damaged = {max_damaged:g} allows"
+    return f"{damaged_in_words(keys, count)}, more than max_damaged = {max_damaged:g} allows"
 
 
 def _is_label(values: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddl_plugin.cli import require_distinct, write_json
 from ddl_plugin.errors import CheckError
+from ddl_plugin.prepare.record_files import record_files
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -22,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from ddl_plugin.data.check import check_records
 
-    require_distinct({"--json": arguments.json}, [arguments.rec, arguments.rec.with_suffix(".idx")])
+    require_distinct({"--json": arguments.json}, record_files(arguments.rec))
     report = check_records(
         arguments.rec, decode=not arguments.quick, workers=arguments.workers, progress=True
     )

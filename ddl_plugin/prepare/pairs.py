@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Embed = Callable[["np.ndarray"], "np.ndarray"]
 
+_NOT_MERGED = (
+    "records", "recipe", "easy", "hard", "attributes", "model", "max_pairs", "seed", "embeddings"
+)  # fmt: skip
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     text = "build the positive pairs of the easy and the hard sets with the base model"
@@ -50,6 +54,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.output.suffix != ".npz":
         raise UserError(f"--output: expected a file named .npz, got {options.output}")
     if options.merge:
+        if any(getattr(options, name) is not None for name in _NOT_MERGED):
+            raise UserError(
+                "--merge: expected --output alone, got what the parts are made from too; leave it out"
+            )
         pairs, about = merge_pairs(options.output)
         _report(options.output, pairs, about["distributions"])
     else:

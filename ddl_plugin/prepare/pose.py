@@ -12,6 +12,7 @@ import numpy as np
 
 from ddl_plugin.cli import require_distinct, uninterrupted, write_json
 from ddl_plugin.errors import UserError
+from ddl_plugin.prepare.record_files import record_files
 
 _SHOWN = 10  # record numbers
 
@@ -73,8 +74,8 @@ def _estimate(options: argparse.Namespace) -> None:
     shard = None if options.shard is None else parse_shard(options.shard)
     records = Records(options.rec)
     require_distinct(
-        {"--output": options.output, "--json": options.json},
-        [records.path, records.path.with_suffix(".idx"), *options.model],
+        {"--output": _written(options), "--json": options.json},
+        [*record_files(records.path), *options.model],
     )
     result = estimate_pose(
         records, open_models(options.model), options.output, shard=shard, threads=threads, progress=True

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ddl_plugin.cli import require_distinct, write_json
+from ddl_plugin.errors import UserError
+from ddl_plugin.prepare.record_files import record_files
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -66,8 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from ddl_plugin.data.ingest import write_records
     from ddl_plugin.data.treatment import Treatment
 
-    inputs = (arguments.keep_identities, arguments.drop_identities, arguments.detector, arguments.landmarks)
-    require_distinct({"--json": arguments.json}, [*arguments.sources, *filter(None, inputs)])
+    _require_own_report(arguments)
     report = write_records(
         arguments.sources,
         arguments.output,
@@ -90,6 +91,25 @@ def _run(arguments: argparse.Namespace) -> None:
     print(_text(arguments.output, report))
     if arguments.json:
         write_json(arguments.json, report)
+
+
+def _require_own_report(arguments: argparse.Namespace) -> None:
+    """`UserError` where --json would replace what is read, or the data set that is written."""
+    from ddl_plugin.data.ingest import REPORT, SIZES
+
+    inputs = (arguments.keep_identities, arguments.drop_identities, arguments.detector, arguments.landmarks)
+    sources = [file for source in arguments.sources for file in record_files(source)]
+    require_distinct({"--json": arguments.json}, [*sources, *filter(None, inputs)])
+    written = [
+        *record_files(arguments.output / "train.rec"),
+        arguments.output / REPORT,
+        arguments.output / SIZES,
+    ]
+    if arguments.json and arguments.json.resolve() in {file.resolve() for file in written}:
+        raise UserError(f"--json: expected a file of its own, got {arguments.json}, which --output writes")
+    for folder in filter(Path.is_dir, arguments.sources):
+        if arguments.json and arguments.json.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--json: expected a file outside the source {folder}, got {arguments.json}")
 
 
 def _text(output: Path, report: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.partition import Partition, build_partition
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
+from ddl_plugin.prepare.record_files import record_files
 from ddl_plugin.settings import MAX_DAMAGED, DDLSettings, RunSettings
+
+# --hard and --recipe take all that follows them, a REC|DIR too
+_PLACE = {"records": "; it goes before --hard", "hard": ""}
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,7 @@ class Sets:
     @property
     def inputs(self) -> list[Path]:
         """Files that no output may replace."""
-        path = self.records.path
-        files = [path, path.with_suffix(".idx"), path.with_name("property")]
+        files = record_files(self.records.path)
         return [*files, Path(self.attributes.path)] if self.attributes is not None else files
 
 
@@ -72,7 +76,7 @@ def open_sets(options: argparse.Namespace) -> Sets:
 def _by_rules(options: argparse.Namespace) -> Sets:
     for name, what in (("records", "REC|DIR"), ("hard", "--hard")):
         if getattr(options, name) is None:
-            raise UserError(f"{what}: expected it, or --recipe RECIPE.py, got neither")
+            raise UserError(f"{what}: expected it, or --recipe RECIPE.py, got neither{_PLACE[name]}")
     settings = DDLSettings(b=2, easy=options.easy, hard=tuple(map(_hard, options.hard)))
     return _opened(Records(options.records), settings, options.attributes, None)
 
@@ -94,6 +98,11 @@ def _by_recipe(options: argparse.Namespace) -> Sets:
     from ddl_plugin.training.dataset import dataset_folder, in_folder
 
     name, *overrides = options.recipe
+    stray = next((text for text in overrides if "=" not in text), None)
+    if stray is not None:
+        raise UserError(
+            f"--recipe: expected KEY=VALUE after {name}, got {stray!r}; REC|DIR goes before --recipe"
+        )
     settings = load_recipe(name, overrides)
     if settings.ddl is None:
         raise UserError(f"{name}: expected config.ddl with easy and hard sets, got none")
@@ -105,8 +114,20 @@ def _by_recipe(options: argparse.Namespace) -> Sets:
     return _opened(records, settings.ddl, attributes, settings)
 
 
+def _of_others(table: AttributeTable, records: Records) -> bool:
+    """Does the table say that it is of other records? Their file may have another name now."""
+    made_from = (table.provenance or {}).get("records")
+    return made_from is not None and made_from.split(":")[-1] != records.fingerprint().split(":")[-1]
+
+
 def _opened(
     records: Records, settings: DDLSettings, attributes: Path | None, recipe: RunSettings | None
 ) -> Sets:
     table = None if attributes is None else AttributeTable.load(attributes)
+    if table is not None and _of_others(table, records):
+        print(
+            f"note: {attributes} says that it was made from other records than {records.path}; where record numbers "
+            "mean other images, so do the sets",
+            file=sys.stderr,
+        )
     return Sets(records, build_partition(records, settings, table), settings.b, table, recipe)

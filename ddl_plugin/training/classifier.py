@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddl_plugin.backbone.checkpoint import Backbone, require_finite
+from ddl_plugin.data.faces import readable_faces
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.settings import RunSettings
@@ -74,8 +75,10 @@ def mean_embeddings(
         leave=False,
         disable=not progress,
     ):
-        part = positions[start : start + batch]
-        vectors = embed(records.images(part)).astype(np.float64)
+        part, images = readable_faces(records, positions[start : start + batch])
+        if not len(part):
+            continue
+        vectors = embed(images).astype(np.float64)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         np.add.at(sums, records.labels[part], vectors)
     norms = np.linalg.norm(sums, axis=1, keepdims=True)

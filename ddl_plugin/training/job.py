@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from ddl_plugin.backbone.checkpoint import Backbone, fingerprint, load_backbone, new_backbone, save_backbone
 from ddl_plugin.cli import write_json
-from ddl_plugin.data.records import Records
+from ddl_plugin.data.records import Records, damaged_in_words
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.export.check import real_images
@@ -274,6 +274,9 @@ def _train(
     _announce(job, settings)
     trainer = _trainer(job, settings, prepared, folder, _validation(job, settings, prepared))
     trainer.run(resume=resume and (folder / STATE_FILE).is_file())
+    if trainer.damaged:
+        said = damaged_in_words(trainer.damaged, len(prepared.dataset.records))
+        job.say(f"{settings.loss}: {said}, skipped")
     seconds = time.perf_counter() - began
     speed = {"seconds": round(seconds, 1), "images_per_second": round(trainer.median_rate(), 1)}
     output.mark_done(folder, settings, speed)

@@ -79,6 +79,7 @@ class Trainer:
         self._saved_step: int | None = None  # of the state file
         self._planned = 0.0
         self._rates: list[float] = []  # one a step
+        self.damaged: dict[int, str] = {}  # record number -> what is wrong with it, of those met by `run`
         sampler = get_sampler(settings.sampler).build(
             dataset.records.labels, dataset.partition, dataset.pairs, settings.ddl,
             rows=settings.batch_rows, devices=self._workers * len(self._contexts), seed=settings.seed,
@@ -101,6 +102,7 @@ class Trainer:
         log = RunLog(self._folder, state.step) if self._rank == 0 else NoLog()
         try:
             with self._iterator(state.step) as batches, interrupts() as interrupted:
+                self.damaged = batches.damaged
                 self._steps(module, batches, log, state.step, interrupted)
         finally:
             log.close()

@@ -254,11 +254,11 @@ def test_unreadable_images_are_skipped_up_to_the_limit(tmp_path, monkeypatch):
         good = ~np.isnan(unit[:, 0])
         np.testing.assert_allclose(unit[good], table.unit[good], atol=1e-6)
         assert sorted(embeddings.unreadable) == [1, 2, 3, 4, 5, 6, 7, 8, 51]
-        assert "9 of 100 records are damaged: 1, 2, 3" in embeddings.said_unreadable()
+        assert "9 of 100 records are damaged (1, 2, 3" in embeddings.said_unreadable()
     with (
         open_embeddings(records, table, None, max_damaged=0.08) as embeddings,
         pytest.raises(
-            UserError, match=r"record 1 is no image; 9 of 100 records are damaged: .* max_damaged is 0.08"
+            UserError, match=r"record 1 is no image; 9 of 100 records are damaged .* max_damaged = 0.08"
         ),
     ):
         embeddings.of(CLEAN, np.arange(100), no_step)

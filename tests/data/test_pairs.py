@@ -241,7 +241,7 @@ def test_pairs_with_an_unreadable_image_are_left_out_and_said():
     assert (pairs.unreadable, pairs.candidates, pairs.dropped) == (9, 291, 0)
     assert len(pairs.first) == 291
     assert (pairs.paired, pairs.emptied) == (49, 1)
-    assert said == ["train.rec: 5 of 200 records are damaged: 5, 6, 7, 8, 10; their pairs are left out"]
+    assert said == ["train.rec: 5 of 200 records are damaged (5, 6, 7, 8, 10); their pairs are left out"]
 
 
 def test_a_folder_of_embeddings_changes_nothing_but_the_work(tmp_path):

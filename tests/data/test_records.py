@@ -176,7 +176,7 @@ def test_fingerprint_tells_sets_apart(tmp_path):
 def test_property_counts_the_classes_of_the_training_set_only(tmp_path):
     for name in ("train", "val"):
         write_set(tmp_path, ranged_set(), name)
-    (tmp_path / "property").write_text("20,112,112\n")
+    (tmp_path / "property").write_text("20,112,112\n8\nlines of InsightFace's own\n")
     assert Records(tmp_path).num_classes == 20
     assert Records(tmp_path / "val.rec").num_classes == 8
 

@@ -217,6 +217,8 @@ MODEL = ["--model", "model.onnx"]
         (["data", *RULES, *MODEL, "--shard", "2/2"], "--shard: expected i/n with i from 0 to n - 1"),
         (["data", *RULES, *MODEL, "--shard", "0/2", "--merge"], "not allowed with argument"),
         (["--merge"], "--merge: expected the parts pairs.0-of-4.npz"),
+        (["data", "--merge"], "--merge: expected --output alone"),
+        (["--merge", "--seed", "0"], "--merge: expected --output alone"),
         (["--recipe", "recipe.py", "ddl.b=13"], "at least b = 13"),
     ],
 )
@@ -319,7 +321,7 @@ def test_pairs_with_a_damaged_image_are_left_out_and_counted(place, capsys):
     ]
     assert main(["pairs", *recipe, "--output", "pairs.npz"]) == 0
     said = capsys.readouterr().out
-    assert "1 of 96 records is damaged: 5; their pairs are left out" in said
+    assert "1 of 96 records is damaged (5); their pairs are left out" in said
     assert "not compared:" in said
     rows = json.loads((place / "pairs.json").read_text())["distributions"]
     assert [row["unreadable"] for row in rows] == [0, 3]

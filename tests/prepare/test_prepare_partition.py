@@ -160,3 +160,25 @@ def test_small_sets_can_be_looked_at_without_a_recipe(place):
     assert (
         main(["partition", "data", "--hard", "yaw > 50", "--attributes", "few.npz", "--output", "out"]) == 0
     )
+
+
+def test_a_table_of_other_records_is_noted(place, capsys):
+    table = AttributeTable.load("data/pose.npz")
+    arguments = ["partition", "data", *RULES, "--attributes", "of.npz", "--output", "out"]
+    own = Records("data").fingerprint().replace("train.rec:", "renamed.rec:")
+    for made_from, noted in ((own, False), ("train.rec:0123", True)):
+        AttributeTable(table.keys, table.columns, provenance={"records": made_from}).save("of.npz")
+        assert main(arguments) == 0
+        assert ("of.npz says that it was made from other records" in capsys.readouterr().err) == noted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "recipe.py", "data"], "got 'data'; REC|DIR goes before --recipe"),
+        (["--hard", "yaw > 50", "data"], "it goes before --hard"),
+    ],
+)
+def test_a_data_set_in_the_wrong_place_is_told_its_place(place, arguments, message, capsys):
+    assert main(["partition", *arguments, "--output", "out"]) == 2
+    assert message in capsys.readouterr().err

@@ -76,6 +76,11 @@ def test_parts_and_merge(data, capsys, monkeypatch):
         ("@none --model @a.onnx --output @p.npz", "expected a .rec file"),
         ("@set --merge --output @p.npz", "--merge: expected --output alone, got REC or --model too"),
         ("--merge --output @p.npz", "--merge: expected the parts p.0-of-4.npz"),
+        (
+            "@set --model @a.onnx --shard 0/2 --output @p.npz --json @p.0-of-2.npz",
+            "--json: expected a file of its own",
+        ),
+        ("@set --model @a.onnx --output @p.npz --json @set/property", "--json: expected a file of its own"),
         ("--merge --shard 0/2 --output @p.npz", "not allowed with argument"),
     ],
 )

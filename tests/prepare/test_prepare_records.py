@@ -101,6 +101,15 @@ def test_options_reach_the_work(people, tmp_path):
         ),
         (["check", "none.rec"], "none.rec: expected a .rec file"),
         (["check", "in/x.rec", "--json", "in/x.idx"], "--json: expected a file of its own"),
+        (["check", "in", "--json", "in/train.idx"], "--json: expected a file of its own"),
+        (["check", "in", "--json", "in/property"], "--json: expected a file of its own"),
+        (
+            ["records", "in", "--output", "out", "--json", "in/train.rec"],
+            "--json: expected a file of its own",
+        ),
+        (["records", "in", "--output", "out", "--json", "in/a/1.jpg"], "--json: expected a file outside"),
+        (["records", "in", "--output", "out", "--json", "out/train.rec"], "which --output writes"),
+        (["records", "in", "--output", "out", "--json", "out/report.json"], "which --output writes"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
