@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,21 @@ def _require_own_files(target: Path, sets: Sets, model: str) -> None:
         "the figure": target.with_suffix(".png"),
     }
     require_distinct(outputs, [*sets.inputs, *model_files(model)])
+    if _holds_else(target):
+        raise UserError(
+            f"--output: expected pairs or nothing at {target}, got other arrays; name another file"
+        )
+
+
+def _holds_else(target: Path) -> bool:
+    """Is the file there a .npz of something else than pairs? A damaged one is built again."""
+    import numpy as np
+
+    try:
+        with np.load(target, allow_pickle=False) as file:
+            return "made_from" not in file.files
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
 
 
 def _setting(given: int | None, sets: Sets, key: str, default: int, option: str, least: int) -> int:

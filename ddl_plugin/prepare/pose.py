@@ -77,6 +77,7 @@ def _estimate(options: argparse.Namespace) -> None:
         {"--output": _written(options), "--json": options.json},
         [*record_files(records.path), *options.model],
     )
+    _require_own_table(_written(options))
     result = estimate_pose(
         records, open_models(options.model), options.output, shard=shard, threads=threads, progress=True
     )
@@ -92,6 +93,20 @@ def _estimate(options: argparse.Namespace) -> None:
         "without_pose": result.without_pose.tolist(),
     }
     _report(options, result.table.columns["yaw"], facts)
+
+
+def _require_own_table(output: Path) -> None:
+    """`UserError` where the table there holds what a user or another command has put into it."""
+    from ddl_plugin.data.attributes import AttributeTable
+
+    if not output.is_file():
+        return
+    others = sorted({*AttributeTable.load(output).columns} - {"yaw", "pitch", "roll"})
+    if others:
+        raise UserError(
+            f"--output: expected a table of yaw, pitch and roll alone, got {output}, which holds {', '.join(others)} "
+            "too; name another file, and join the two with 'prepare attributes table'"
+        )
 
 
 def _report(options: argparse.Namespace, yaw: np.ndarray, facts: dict[str, Any]) -> None:

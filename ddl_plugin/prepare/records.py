@@ -69,6 +69,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from ddl_plugin.data.treatment import Treatment
 
     _require_own_report(arguments)
+    if arguments.min_face and not (arguments.align or arguments.resize):
+        raise UserError(
+            "--min-face: expected --align or --resize with it, got neither; an image that is taken as it is "
+            "does not say how large its face was"
+        )
     report = write_records(
         arguments.sources,
         arguments.output,

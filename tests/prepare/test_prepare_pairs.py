@@ -236,13 +236,15 @@ def test_mistakes_are_one_line_and_write_nothing(place, arguments, message, caps
     [
         ("pairs.json", "--output: expected a file named .npz, got pairs.json"),
         ("data/pose.npz", "--output: expected a file of its own, got data/pose.npz"),
+        ("other.npz", "--output: expected pairs or nothing at other.npz, got other arrays"),
     ],
 )
 def test_outputs_that_cannot_be(place, output, message, capsys):
+    shutil.copy("data/pose.npz", "other.npz")
     before = (place / "data/pose.npz").read_bytes()
     assert main(["pairs", "data", *RULES, *MODEL, "--output", output]) == 2
     assert message in capsys.readouterr().err
-    assert (place / "data/pose.npz").read_bytes() == before
+    assert (place / "data/pose.npz").read_bytes() == (place / "other.npz").read_bytes() == before
 
 
 def test_interrupted_says_that_it_can_go_on(place, monkeypatch, capsys):

@@ -126,7 +126,7 @@ POSE = ["--attributes", "data/pose.npz"]
         (["data", "--recipe", "recipe.py", "ddl.b=21"], "at least b = 21 of them .* got 20"),
         (["data", "--recipe", "nowhere.py"], "recipe: no file 'nowhere.py'"),
         (["nowhere", "--hard", "{'size': 14}"], "nowhere"),
-        (["--recipe", "recipe.py", "data"], "override: expected KEY=VALUE"),
+        (["--recipe", "recipe.py", "data"], "--recipe: expected KEY=VALUE after recipe.py"),
         (["data", "--recipe", "recipe.py", "loss=arcface", "ddl=None", "per_batch_size=8", "sampler=images"],
          "recipe.py: expected config.ddl with easy and hard sets, got none"),
     ],

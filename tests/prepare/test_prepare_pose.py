@@ -90,3 +90,14 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(data, capsys, arguments,
     stderr = capsys.readouterr().err
     assert message in stderr and stderr.count("\n") == 1
     assert sorted(data.iterdir()) == before
+
+
+def test_a_table_with_other_columns_is_not_replaced(data, capsys):
+    keys = np.arange(1, 21)
+    AttributeTable(keys, {"yaw": np.zeros(20), "race": np.ones(20)}).save(data / "own.npz")
+    before = (data / "own.npz").read_bytes()
+    assert call(data, "@set", "--model", "@a.onnx", "--output", "@own.npz") == 2
+    assert "own.npz, which holds race too" in capsys.readouterr().err
+    assert (data / "own.npz").read_bytes() == before
+    AttributeTable(keys, {"yaw": np.zeros(20)}).save(data / "own.npz")
+    assert call(data, "@set", "--model", "@a.onnx", "--output", "@own.npz") == 0

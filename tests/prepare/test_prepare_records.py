@@ -101,6 +101,10 @@ def test_options_reach_the_work(people, tmp_path):
         ),
         (["check", "none.rec"], "none.rec: expected a .rec file"),
         (["check", "in/x.rec", "--json", "in/x.idx"], "--json: expected a file of its own"),
+        (
+            ["records", "in", "--output", "out", "--min-face", "40"],
+            "--min-face: expected --align or --resize",
+        ),
         (["check", "in", "--json", "in/train.idx"], "--json: expected a file of its own"),
         (["check", "in", "--json", "in/property"], "--json: expected a file of its own"),
         (
