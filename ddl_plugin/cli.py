@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -79,6 +80,14 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if held and callable(before):  # not where Ctrl-C is ignored, as in a shell's background job
         before(*held[-1])
+
+
+def split_devices(text: str) -> tuple[str, str]:
+    """'cpu:0,1' of `--devices` as its kind and its numbers, ('cpu', '0,1'); without numbers they are '0'."""
+    match = re.fullmatch(r"(cpu|gpu)(?::(\d+(?:,\d+)*))?", text)
+    if not match:
+        raise UserError(f"--devices: expected cpu, cpu:0,1, gpu or gpu:0,1, got {text!r}")
+    return match[1], match[2] or "0"
 
 
 def require_distinct(

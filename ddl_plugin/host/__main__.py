@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -13,15 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ddl_plugin.cli import Parser, run
+from ddl_plugin.cli import Parser, run, split_devices
 from ddl_plugin.errors import UserError
 from ddl_plugin.host.checkout import Checkout, inspect
 from ddl_plugin.host.entry import entry_from_recipe
 from ddl_plugin.host.join import register
 from ddl_plugin.host.notes import note
 from ddl_plugin.training.roles import is_server, let_ctrl_c_end
-
-_DEVICES = re.compile(r"(cpu|gpu)(?::(\d+(?:,\d+)*))?")
 
 
 def _parser() -> Parser:
@@ -81,10 +78,8 @@ def _choose_devices(text: str | None) -> bool:
             note("CUDA_VISIBLE_DEVICES is not set: training on the CPU")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
         return not os.environ["CUDA_VISIBLE_DEVICES"].strip()
-    match = _DEVICES.fullmatch(text)
-    if not match:
-        raise UserError(f"--devices: expected cpu, cpu:0,1, gpu or gpu:0,1, got {text!r}")
-    on_cpu, numbers = match[1] == "cpu", match[2] or "0"
+    kind, numbers = split_devices(text)
+    on_cpu = kind == "cpu"
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if on_cpu and "," not in numbers else numbers
     return on_cpu
 

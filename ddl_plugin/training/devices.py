@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+from ddl_plugin.cli import split_devices
 from ddl_plugin.errors import UserError
 from ddl_plugin.mxnet_setup import mx
 
@@ -12,10 +11,8 @@ _MOST = 64  # devices; MXNet answers absurd numbers with an allocation failure
 
 def parse_devices(text: str) -> list[mx.Context]:
     """Contexts in the order given. 'cpu:0,1' is two contexts on the CPU, sliced exactly as two GPUs are."""
-    match = re.fullmatch(r"(cpu|gpu)(?::(\d+(?:,\d+)*))?", text)
-    if not match:
-        raise UserError(f"--devices: expected cpu, cpu:0,1, gpu or gpu:0,1, got {text!r}")
-    kind, numbers = match[1], [int(n) for n in (match[2] or "0").split(",")]
+    kind, listed = split_devices(text)
+    numbers = [int(n) for n in listed.split(",")]
     if len(set(numbers)) < len(numbers):
         raise UserError(f"--devices: expected distinct numbers, got {text!r}")
     if max(numbers) >= _MOST:
