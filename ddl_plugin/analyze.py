@@ -8,7 +8,7 @@ from typing import Any
 
 from ddl_plugin.cli import Parser, run, uninterrupted, write_json
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluate import MODEL, model_names, open_model, progress_bar, require_outputs_distinct
+from ddl_plugin.evaluate.models import MODEL, model_names, open_model, progress_bar, require_outputs_distinct
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@ import pytest
 
 from ddl_plugin.data.records import RecordWriter
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluate import main, model_names
+from ddl_plugin.evaluate.__main__ import main
+from ddl_plugin.evaluate.models import model_names
 from ddl_plugin.evaluation.bins import write_bin
 
 
@@ -155,7 +156,7 @@ def test_models_are_called_by_as_much_of_their_path_as_tells_them_apart():
 def test_an_onnx_file_is_measured_without_mxnet(folder):
     code = (
         "import sys; sys.modules['mxnet'] = None\n"
-        "from ddl_plugin.evaluate import main\n"
+        "from ddl_plugin.evaluate.__main__ import main\n"
         "sys.exit(main(['verification', '--model', 'base.onnx', '--bin', 'easy.bin']))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)

@@ -1,1 +1,1 @@
-"""Distributions of similarities, measured and drawn."""
+"""What people look at: distributions of similarities, figures, sheets of faces, reports."""

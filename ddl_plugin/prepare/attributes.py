@@ -58,8 +58,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     with uninterrupted():
+        from ddl_plugin.annotation.names import Names
         from ddl_plugin.data.attributes import require_output
-        from ddl_plugin.data.names import Names
 
     inputs = [*options.inputs(options), *([options.names] if options.names else [])]
     require_distinct({"--output": options.output, "--json": options.json}, inputs)
@@ -78,25 +78,25 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _vggface2(options: argparse.Namespace, names: Any) -> Any:
-    from ddl_plugin.data.importers import import_vggface2
+    from ddl_plugin.annotation.importers import import_vggface2
 
     return import_vggface2(options.list, names)
 
 
 def _scface(options: argparse.Namespace, names: Any) -> Any:
-    from ddl_plugin.data.importers import import_scface
+    from ddl_plugin.annotation.importers import import_scface
 
     return import_scface(names)
 
 
 def _cox(options: argparse.Namespace, names: Any) -> Any:
-    from ddl_plugin.data.importers import import_cox
+    from ddl_plugin.annotation.importers import import_cox
 
     return import_cox(names)
 
 
 def _tables(options: argparse.Namespace, names: Any) -> Any:
-    from ddl_plugin.data.importers import import_tables
+    from ddl_plugin.annotation.importers import import_tables
 
     return import_tables(options.tables, names)
 

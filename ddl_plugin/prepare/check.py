@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ddl_plugin.data.check import check_records
+    from ddl_plugin.ingest.check import check_records
 
     require_distinct({"--json": arguments.json}, record_files(arguments.rec))
     report = check_records(

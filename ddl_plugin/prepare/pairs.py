@@ -223,8 +223,8 @@ def _report_share(
 
 
 def _report(path: Path, pairs: Sequence[Pairs], about: Sequence[dict[str, Any]]) -> None:
+    from ddl_plugin.analysis.pair_report import pair_counts
     from ddl_plugin.cli import write_json
-    from ddl_plugin.data.pair_report import pair_counts
 
     rows = pair_counts(pairs, about)
     print(_table(rows) + "\n")

@@ -22,9 +22,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from ddl_plugin.analysis.partition_report import save_partition, set_counts, shared_counts
+    from ddl_plugin.analysis.sheet import write_sheet
     from ddl_plugin.cli import require_distinct, write_json
-    from ddl_plugin.data.partition_report import save_partition, set_counts, shared_counts
-    from ddl_plugin.data.sheet import write_sheet
 
     sets = open_sets(options)
     outputs = {name: options.output / name for name in ("sheet.png", "partition.json", "partition.npz")}

@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     with uninterrupted():
-        from ddl_plugin.data.pose import merge_poses
+        from ddl_plugin.annotation.pose import merge_poses
 
     if not options.merge:
         _estimate(options)
@@ -61,8 +61,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _estimate(options: argparse.Namespace) -> None:
     with uninterrupted():
-        from ddl_plugin.data.pose import estimate_pose
-        from ddl_plugin.data.pose_models import open_models
+        from ddl_plugin.annotation.pose import estimate_pose
+        from ddl_plugin.annotation.pose_models import open_models
         from ddl_plugin.data.records import Records
         from ddl_plugin.data.shards import parse_shard
 
@@ -112,7 +112,7 @@ def _require_own_table(output: Path) -> None:
 def _report(options: argparse.Namespace, yaw: np.ndarray, facts: dict[str, Any]) -> None:
     from tabulate import tabulate
 
-    from ddl_plugin.data.pose import YAW_EDGES, yaw_counts
+    from ddl_plugin.annotation.pose import YAW_EDGES, yaw_counts
 
     counts = yaw_counts(yaw)
     bins = [f"{low} to {high}" for low, high in itertools.pairwise(YAW_EDGES)]

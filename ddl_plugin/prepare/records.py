@@ -65,8 +65,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ddl_plugin.data.ingest import write_records
-    from ddl_plugin.data.treatment import Treatment
+    from ddl_plugin.ingest.job import write_records
+    from ddl_plugin.ingest.treatment import Treatment
 
     _require_own_report(arguments)
     if arguments.min_face and not (arguments.align or arguments.resize):
@@ -100,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _require_own_report(arguments: argparse.Namespace) -> None:
     """`UserError` where --json would replace what is read, or the data set that is written."""
-    from ddl_plugin.data.ingest import REPORT, SIZES
+    from ddl_plugin.ingest.job import REPORT, SIZES
 
     inputs = (arguments.keep_identities, arguments.drop_identities, arguments.detector, arguments.landmarks)
     sources = [file for source in arguments.sources for file in record_files(source)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddl_plugin.analysis.pair_figure import pair_figure
-from ddl_plugin.data.pair_report import pair_counts, quantiles
+from ddl_plugin.analysis.pair_report import pair_counts, quantiles
 from ddl_plugin.data.pairs import BINS, Pairs
 from ddl_plugin.errors import UserError
 

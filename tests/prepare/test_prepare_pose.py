@@ -46,7 +46,7 @@ def test_table_summary_and_json(data, capsys):
 
 
 def test_parts_and_merge(data, capsys, monkeypatch):
-    monkeypatch.setattr("ddl_plugin.data.pose.UNIT", 4)
+    monkeypatch.setattr("ddl_plugin.annotation.pose.UNIT", 4)
     for i in range(3):
         assert call(data, "@set", "--model", "@a.onnx", "--output", "@pose.npz", "--shard", f"{i}/3") == 0
     assert f"{data}/pose.2-of-3.npz: yaw, pitch and roll of 8 images" in capsys.readouterr().out

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddl_plugin.data.sources import (
+from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.sources import (
     IMAGE_SUFFIXES,
     LANDMARKS,
     Source,
@@ -21,7 +22,6 @@ from ddl_plugin.data.sources import (
     no_points,
     shown,
 )
-from ddl_plugin.errors import UserError
 
 
 def file_landmarks(path: Path, rows: np.ndarray, folder: Path, sources: tuple[Source, ...]) -> np.ndarray:

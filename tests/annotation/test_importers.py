@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from ddl_plugin.annotation.importers import import_cox, import_scface, import_tables, import_vggface2
+from ddl_plugin.annotation.names import Names
 from ddl_plugin.data.attributes import AttributeTable, made_by
-from ddl_plugin.data.importers import import_cox, import_scface, import_tables, import_vggface2
-from ddl_plugin.data.names import Names
 from ddl_plugin.errors import UserError
 
 NAN = float("nan")

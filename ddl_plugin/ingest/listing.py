@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ddl_plugin.data.landmarks import file_landmarks
-from ddl_plugin.data.sources import (
+from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.landmarks import file_landmarks
+from ddl_plugin.ingest.sources import (
     LISTED_TWICE,
     NOTHING,
     PATHS_FILE,
@@ -34,7 +35,6 @@ from ddl_plugin.data.sources import (
     read_source,
     shown,
 )
-from ddl_plugin.errors import UserError
 
 ROWS_FILE, LANDMARKS_FILE = "rows.npy", "landmarks.npy"
 

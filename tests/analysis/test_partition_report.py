@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from ddl_plugin.analysis.partition_report import save_partition, set_counts, shared_counts
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.partition import build_partition
-from ddl_plugin.data.partition_report import save_partition, set_counts, shared_counts
 from ddl_plugin.settings import DDLSettings
 
 

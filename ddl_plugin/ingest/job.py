@@ -20,15 +20,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ddl_plugin.cli import write_json
-from ddl_plugin.data.align import open_detector, require_insightface
 from ddl_plugin.data.attributes import AttributeTable
-from ddl_plugin.data.listing import Listing, make_listing
 from ddl_plugin.data.records import header_record, image_record, range_record
-from ddl_plugin.data.sources import Left
-from ddl_plugin.data.treatment import OUTCOME, SKIPPED, STORED, TOO_FEW, Treatment, Worker
-from ddl_plugin.data.workers import in_order, number_of_workers
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import sha256
+from ddl_plugin.ingest.align import open_detector, require_insightface
+from ddl_plugin.ingest.listing import Listing, make_listing
+from ddl_plugin.ingest.sources import Left
+from ddl_plugin.ingest.treatment import OUTCOME, SKIPPED, STORED, TOO_FEW, Treatment, Worker
+from ddl_plugin.ingest.workers import in_order, number_of_workers
 
 WORK_FOLDER = "train.part"
 REPORT = "report.json"

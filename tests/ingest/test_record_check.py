@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ddl_plugin.data.check import check_records
 from ddl_plugin.data.records import MAGIC, header_record, image_record, range_record
 from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.check import check_records
 
 
 def face(seed, width=112, height=112, suffix=".jpg"):
@@ -328,7 +328,7 @@ def test_images_with_several_labels(tmp_path):
 
 def test_a_set_that_float32_cannot_count(tmp_path):
     """From 2^24 images on the header's counts are rounded: no fault of the set."""
-    from ddl_plugin.data.check import _Check
+    from ddl_plugin.ingest.check import _Check
 
     check = _Check(save(tmp_path, good()))
     check.index()

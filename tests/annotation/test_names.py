@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddl_plugin.data import names
-from ddl_plugin.data.names import Names
+from ddl_plugin.annotation import names
+from ddl_plugin.annotation.names import Names
 from ddl_plugin.errors import UserError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from insightface.utils.face_align import arcface_dst, norm_crop
 
-from ddl_plugin.data.align import crop, main_face, open_detector
 from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.align import crop, main_face, open_detector
 
 
 def photo(seed=0, side=256):

@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ddl_plugin.data import sources
-from ddl_plugin.data.align import SIDE, crop, main_face, open_detector
-from ddl_plugin.data.decoding import Decoder
-from ddl_plugin.data.frames import MAX_IMAGE_BYTES, FrameFile
-from ddl_plugin.data.listing import LANDMARKS_FILE, ROWS_FILE
 from ddl_plugin.data.records import jpeg
+from ddl_plugin.ingest import sources
+from ddl_plugin.ingest.align import SIDE, crop, main_face, open_detector
+from ddl_plugin.ingest.decoding import Decoder
+from ddl_plugin.ingest.frames import MAX_IMAGE_BYTES, FrameFile
+from ddl_plugin.ingest.listing import LANDMARKS_FILE, ROWS_FILE
 
 #: How an image was stored, and why one was left out, in `OUTCOME["state"]`; the texts are the report's.
 AS_IT_IS, CONVERTED, RESIZED, ALIGNED = range(1, 5)

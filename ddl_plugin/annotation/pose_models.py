@@ -1,7 +1,7 @@
 """Head-pose models in ONNX: FSA-Net style (Yang et al., CVPR 2019) and InsightFace's 1k3d68.
 
 What a model is follows from the shapes of its input and output. All of them answer with the signs of
-`ddl_plugin.data.pose`.
+`ddl_plugin.annotation.pose`.
 """
 
 from __future__ import annotations

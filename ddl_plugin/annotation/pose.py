@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ddl_plugin.annotation.pose_models import PoseModel
 from ddl_plugin.data.attributes import AttributeTable, made_by, require_output
-from ddl_plugin.data.pose_models import PoseModel
 from ddl_plugin.data.records import DamagedRecordError, Records
 from ddl_plugin.data.shards import shard_path, shard_paths, shard_range
 from ddl_plugin.errors import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ddl_plugin.annotation.names import Names
 from ddl_plugin.data.attributes import RECORD, AttributeTable, made_by, read_columns, source
-from ddl_plugin.data.names import Names
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import reading
 

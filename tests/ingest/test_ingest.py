@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from insightface.utils.face_align import arcface_dst, norm_crop
 
-from ddl_plugin.data import ingest
 from ddl_plugin.data.attributes import AttributeTable
-from ddl_plugin.data.ingest import write_records
 from ddl_plugin.data.records import Records, RecordWriter, image_record
-from ddl_plugin.data.treatment import Treatment
 from ddl_plugin.errors import UserError
+from ddl_plugin.ingest import job as ingest
+from ddl_plugin.ingest.job import write_records
+from ddl_plugin.ingest.treatment import Treatment
 
 
 def encoded(seed, side=112, height=None, suffix=".jpg", low=0):
@@ -682,7 +682,7 @@ def test_two_runs_at_once(tmp_path):
 
 _KILLED = """
     import sys
-    from ddl_plugin.data import ingest
+    from ddl_plugin.ingest import job as ingest
 
     ingest._ROWS_A_JOB = 4
     ingest._CHECKPOINT_SECONDS = 0

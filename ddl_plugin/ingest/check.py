@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ddl_plugin.data.decoding import Decoder
-from ddl_plugin.data.frames import (
+from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.decoding import Decoder
+from ddl_plugin.ingest.frames import (
     BAD_PARTS,
     CUT,
     HEAD,
@@ -26,8 +27,7 @@ from ddl_plugin.data.frames import (
     FrameFile,
     read_index,
 )
-from ddl_plugin.data.workers import in_order, number_of_workers
-from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.workers import in_order, number_of_workers
 
 SIDE = 112
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from ddl_plugin.data import sheet as module
+from ddl_plugin.analysis import sheet as module
+from ddl_plugin.analysis.sheet import COLUMNS, LINES, contact_sheet, sample, write_sheet
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.embeddings import View
 from ddl_plugin.data.partition import build_partition
 from ddl_plugin.data.records import DamagedRecordError
-from ddl_plugin.data.sheet import COLUMNS, LINES, contact_sheet, sample, write_sheet
 from ddl_plugin.settings import DDLSettings, Degradation
 
 

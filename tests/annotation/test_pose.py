@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from pose_networks import WEIGHTS, expected_angles, save_fsanet
 
-from ddl_plugin.data import pose
+from ddl_plugin.annotation import pose
+from ddl_plugin.annotation.pose import estimate_pose, merge_poses, yaw_counts
+from ddl_plugin.annotation.pose_models import open_models
 from ddl_plugin.data.attributes import AttributeTable
-from ddl_plugin.data.pose import estimate_pose, merge_poses, yaw_counts
-from ddl_plugin.data.pose_models import open_models
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.errors import UserError
 
@@ -154,8 +154,8 @@ def test_killed_and_started_again(tmp_path, models):
     code = f"""
         import os, signal
         from pathlib import Path
-        from ddl_plugin.data import pose
-        from ddl_plugin.data.pose_models import open_models
+        from ddl_plugin.annotation import pose
+        from ddl_plugin.annotation.pose_models import open_models
         from ddl_plugin.data.records import Records
 
         pose.UNIT = 4

@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ddl_plugin.data.frames import read_index
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import reading
+from ddl_plugin.ingest.frames import read_index
 
 #: What is known of an image before it is looked at, in `ROW["known"]`.
 NOTHING, LISTED_TWICE, TOO_FEW = range(3)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddl_plugin.data.workers import in_order
 from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.workers import in_order
 
 
 class Slow:
@@ -115,7 +115,7 @@ def test_workers_end_with_their_parent(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import os, time
-        from ddl_plugin.data.workers import in_order
+        from ddl_plugin.ingest.workers import in_order
 
         class Pids:
             def __call__(self, job):

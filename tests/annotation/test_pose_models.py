@@ -12,8 +12,8 @@ from pose_networks import (
     save_other,
 )
 
-from ddl_plugin.data import pose_models
-from ddl_plugin.data.pose_models import open_models
+from ddl_plugin.annotation import pose_models
+from ddl_plugin.annotation.pose_models import open_models
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import sha256

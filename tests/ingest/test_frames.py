@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from ddl_plugin.data.frames import BAD_PARTS, CUT, NO_MAGIC, OK, SHORT, FrameFile, read_index
 from ddl_plugin.data.records import MAGIC, header_record, image_record, range_record
 from ddl_plugin.errors import UserError
+from ddl_plugin.ingest.frames import BAD_PARTS, CUT, NO_MAGIC, OK, SHORT, FrameFile, read_index
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 

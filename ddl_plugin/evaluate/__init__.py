@@ -1,0 +1,1 @@
+"""Measuring models: one module a kind of evaluation."""
