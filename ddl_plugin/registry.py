@@ -5,13 +5,17 @@ A registry is a dict of frozen descriptors. Nothing heavy is imported before an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.settings import IDENTITY_LOSSES, unknown_keys
+
+#: What a loss may ask for beside the embedding: the identity of each row, and each row's identity loss.
+NEEDS = ("label", "losses")
 
 #: Folders of a run's output beside the one that is called as its loss.
 _RESERVED = ("base", "pretraining")
@@ -48,7 +52,15 @@ class LossEntry(Entry):
     (or `mx.nd` in a test), `embedding` (3b(K+1), D) of one device in the layout of docs/LOSS.md; `loss`
     has shape (1,), `terms` (1, T), and `names` is a tuple of T distinct strings. The loss is a mean over
     the device's rows, so that the number of devices does not change the gradient.
+
+    `needs` names what it takes as keyword arguments too: `label` (3b(K+1),), the identity of each row, and
+    `losses` (n,), the identity loss of each of the n rows that it sees, with its gradient. Only a device's own
+    graph has them: not the scope `global`, nor InsightFace's own trainers.
+    `replaces_identity`: the loss is made of `losses`, so that the identity loss by itself does not train.
     """
+
+    needs: tuple[str, ...] = ()
+    replaces_identity: bool = False
 
     kind = "loss"
 
@@ -65,10 +77,13 @@ class SamplerEntry(Entry):
     kind = "sampler"
 
 
-def _ddl(F: Any, embedding: Any, settings: Any, options: dict[str, Any]) -> Any:
-    from ddl_plugin.loss.terms import build
+def _lazily(module: str) -> Callable[..., Any]:
+    """The function `build` of a module of `ddl_plugin.loss`, imported when it is called."""
 
-    return build(F, embedding, settings, options)
+    def build(*arguments: Any, **needs: Any) -> Any:
+        return importlib.import_module(f"ddl_plugin.loss.{module}").build(*arguments, **needs)
+
+    return build
 
 
 def _pairs(labels, partition, pairs, settings, *, rows: int, devices: int, seed: int, options: Any) -> Any:
@@ -87,9 +102,56 @@ def _images(labels, partition, pairs, settings, *, rows: int, devices: int, seed
     return ImageSampler(positions, rows, devices=devices, seed=seed)
 
 
+def _identities(
+    labels, partition, pairs, settings, *, rows: int, devices: int, seed: int, options: Any
+) -> Any:
+    from ddl_plugin.data.identity_sampler import IdentitySampler
+
+    positions = partition.distributions[0].positions
+    return IdentitySampler(labels, positions, settings.online, devices=devices, seed=seed)
+
+
 LOSSES: dict[str, LossEntry] = {
-    "ddl": LossEntry("ddl", _ddl, "Distribution Distillation Loss beside the identity loss `ddl.identity`"),
+    "ddl": LossEntry(
+        "ddl", _lazily("terms"), "Distribution Distillation Loss beside the identity loss `ddl.identity`"
+    ),
     **{name: LossEntry(name, None, f"the host's identity loss {name!r} alone") for name in IDENTITY_LOSSES},
+    "online_ddl": LossEntry(
+        "online_ddl",
+        _lazily("online"),
+        "DDL whose hard samples are found by their identity loss (the supplement's section 6)",
+        needs=("losses",),
+    ),
+    "histogram": LossEntry(
+        "histogram",
+        _lazily("rivals.histogram"),
+        "histogram loss (Ustinova and Lempitsky 2016) beside the identity loss",
+        {"weight": 1.0, "bins": 100},
+        needs=("label",),
+    ),
+    "semihard_triplet": LossEntry(
+        "semihard_triplet",
+        _lazily("rivals.semihard_triplet"),
+        "semi-hard triplets (Schroff et al. 2015) beside the identity loss",
+        {"weight": 1.0, "alpha": 0.35},
+        needs=("label",),
+    ),
+    "ohem": LossEntry(
+        "ohem",
+        _lazily("rivals.ohem"),
+        "the identity loss of the hardest rows alone (Shrivastava et al. 2016)",
+        {"keep": 0.5},
+        needs=("losses",),
+        replaces_identity=True,
+    ),
+    "focal": LossEntry(
+        "focal",
+        _lazily("rivals.focal"),
+        "the identity loss with the weight (1 - p)^gamma (Lin et al. 2017)",
+        {"gamma": 2.0},
+        needs=("losses",),
+        replaces_identity=True,
+    ),
 }
 
 SAMPLERS: dict[str, SamplerEntry] = {
@@ -99,6 +161,11 @@ SAMPLERS: dict[str, SamplerEntry] = {
         _images,
         "shuffled passes over the images, per_batch_size of them a device; of those that `rule` selects",
         {"rule": None},
+    ),
+    "identities": SamplerEntry(
+        "identities",
+        _identities,
+        "some images of each of some identities, as `ddl.online` says, for online_ddl",
     ),
 }
 
@@ -140,6 +207,8 @@ def register_loss(
     *,
     description: str,
     defaults: Mapping[str, Any] | None = None,
+    needs: Sequence[str] = (),
+    replaces_identity: bool = False,
 ) -> None:
     """Make `config.loss = name` train with `build` (see `LossEntry`) beside the identity loss.
 
@@ -147,7 +216,12 @@ def register_loss(
     Called at the top of a recipe. Executing the same recipe again replaces its own entry; any other
     reuse of a name raises `UserError`.
     """
-    _register(LOSSES, LossEntry(name, build, description, defaults or {}))
+    for need in needs:
+        if need not in NEEDS:
+            raise UserError(
+                f"loss {name!r}: needs: expected some of {', '.join(NEEDS)}, got {need!r}{did_you_mean(need, NEEDS)}"
+            )
+    _register(LOSSES, LossEntry(name, build, description, defaults or {}, tuple(needs), replaces_identity))
 
 
 def register_sampler(

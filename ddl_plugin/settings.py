@@ -18,6 +18,7 @@ DISTANCES = ("kl", "js", "emd")
 NEG_MINING = ("hardest", "top", "random")
 IDENTITY_ROWS = ("all", "singles")
 SCOPES = ("device", "global")
+_WEIGHTS = ("lambda_pos", "lambda_neg", "lambda_order")
 FC7_INITS = ("mean", "checkpoint", "random")
 
 #: Settings of a run that do not touch what is trained: an unfinished run may go on with others.
@@ -92,6 +93,7 @@ class Degradation:
     size: tuple[int, int] | None = None  # side in pixels: shrunk to it and enlarged again
     occlude: tuple[float, float] | None = None  # side of a grey square, fraction of the image's
     jpeg: tuple[int, int] | None = None  # JPEG quality, 1..100
+    one_of: tuple[Degradation, ...] | None = None  # instead of all others: one of these, equally likely
 
     _BOUNDS: ClassVar[dict[str, tuple[float, float]]] = {
         "darken": (0.0, 1.0),
@@ -101,6 +103,7 @@ class Degradation:
         "jpeg": (1, 100),
     }
     _WHOLE: ClassVar[tuple[str, ...]] = ("size", "jpeg")
+    NAMES: ClassVar[tuple[str, ...]] = (*_BOUNDS, "one_of")
 
     def __post_init__(self) -> None:
         for name, (low, high) in self._BOUNDS.items():
@@ -115,10 +118,50 @@ class Degradation:
             expected = f"a {kind} or a pair (low, high) of them within {low:g}..{high:g}"
             require(good, f"ddl.hard: {name}", value, expected)
             object.__setattr__(self, name, tuple(pair))
+        if self.one_of is not None:
+            self._check_one_of()
+
+    def _check_one_of(self) -> None:
+        own = any(getattr(self, name) is not None for name in self._BOUNDS)
+        listed = isinstance(self.one_of, (tuple, list)) and len(self.one_of) > 0
+        require(
+            listed and not own,
+            "ddl.hard: one_of",
+            self.one_of,
+            "a list of degradations, and no others beside it",
+        )
+        parsed = tuple(Degradation.parse(one, "ddl.hard: one_of") for one in self.one_of)
+        for one in parsed:
+            flat = one.one_of is None and one.active
+            require(flat, "ddl.hard: one_of", one, "degradations such as {'size': (12, 16)}")
+        object.__setattr__(self, "one_of", parsed)
+
+    @classmethod
+    def parse(cls, value: Any, where: str) -> Degradation:
+        """From a dict of degradations."""
+        if isinstance(value, Degradation):
+            return value
+        require(isinstance(value, dict), where, value, "a dict such as {'size': (12, 16)}")
+        given = {key: item for key, item in value.items() if item is not None}
+        unknown_keys(where, given, cls.NAMES)
+        return cls(**given)
 
     @property
     def active(self) -> bool:
-        return any(getattr(self, name) is not None for name in self._BOUNDS)
+        return any(getattr(self, name) is not None for name in self.NAMES)
+
+    @property
+    def label(self) -> str:
+        """How tables and figures call it, e.g. 'size 12-16'; '' where it does nothing."""
+        if self.one_of is not None:
+            return " or ".join(one.label for one in self.one_of)
+        parts = []
+        for name in self._BOUNDS:
+            bounds = getattr(self, name)
+            if bounds is not None:
+                low, high = bounds
+                parts.append(f"{name} {low:g}" + ("" if low == high else f"-{high:g}"))
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -144,23 +187,88 @@ class HardSettings:
             value,
             "a rule or a dict like {'size': (12, 16)}",
         )
-        names = tuple(Degradation._BOUNDS)
-        unknown_keys("ddl.hard", value, ("rule", *names))
-        rule = value.get("rule")
+        unknown_keys("ddl.hard", value, ("rule", "degradation", *Degradation.NAMES))
+        rule, parts = value.get("rule"), {key: value[key] for key in value if key != "rule"}
         if rule is not None:
             _text("ddl.hard: rule", rule, "a rule such as 'abs(yaw) > 45'")
-        return cls(rule, Degradation(**{name: value[name] for name in names if name in value}))
+        return cls(rule, Degradation.parse(parts.pop("degradation", parts), "ddl.hard"))
 
     @property
     def label(self) -> str:
         """How tables and figures call this distribution, e.g. 'size 12-16' or 'abs(yaw) > 45'."""
-        parts = [self.rule] if self.rule else []
-        for name in Degradation._BOUNDS:
-            bounds = getattr(self.degradation, name)
-            if bounds is not None:
-                low, high = bounds
-                parts.append(f"{name} {low:g}" + ("" if low == high else f"-{high:g}"))
-        return ", ".join(parts)
+        return ", ".join(part for part in (self.rule, self.degradation.label) if part)
+
+
+def mixed(hard: tuple[HardSettings, ...]) -> HardSettings:
+    """All hard distributions as one (Table 2, "mixture"): the images of all, degraded as any of them.
+
+    Raises `UserError` where rules and degradations are both different: an image has no one degradation then.
+    """
+    rules = tuple(dict.fromkeys(h.rule for h in hard))
+    degradations = tuple(dict.fromkeys(h.degradation for h in hard))
+    if len(rules) > 1 and (None in rules or len(degradations) > 1):
+        raise UserError(
+            f"ddl.mixture: expected hard distributions by rules alone, or by degradations of the same images, got "
+            f"{'; '.join(h.label for h in hard)}; write the one mixed distribution in ddl.hard by hand"
+        )
+    rule = rules[0] if len(rules) == 1 else " or ".join(f"({rule})" for rule in rules)
+    flat = tuple(one for d in degradations for one in (d.one_of or (d,)))
+    return HardSettings(rule, flat[0] if len(flat) == 1 else Degradation(one_of=flat))
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """One teacher and its students, where there are several such groups (section 3.4: several tasks at once)."""
+
+    name: str  # begins the names of its distributions: pose_easy, pose_hard
+    easy: str | None = None  # rule of the teacher's records; None: every record
+    hard: tuple[HardSettings, ...] = ()  # its students
+    lambda_pos: float | None = None  # weights of this group; None: those of ddl
+    lambda_neg: float | None = None
+    lambda_order: float | None = None
+
+    def __post_init__(self) -> None:
+        where = "ddl.groups"
+        good = isinstance(self.name, str) and self.name.isidentifier()
+        require(good, f"{where}: name", self.name, "letters, digits and '_', e.g. 'pose'")
+        hard = self.hard
+        if isinstance(hard, (str, dict, HardSettings)):
+            hard = (hard,)
+        good = isinstance(hard, (tuple, list)) and len(hard) >= 1
+        require(good, f"{where}: {self.name}: hard", hard, "a list of one rule or degradation at least")
+        object.__setattr__(self, "hard", tuple(HardSettings.parse(h) for h in hard))
+        for h in self.hard:
+            require(h.rule is not None or h.degradation.active, "ddl.hard", h, "a rule or a degradation")
+        if self.easy is not None:
+            _text(f"{where}: {self.name}: easy", self.easy, "a rule such as 'abs(yaw) < 10', or None")
+        for name in _WEIGHTS:
+            if getattr(self, name) is not None:
+                _number(f"{where}: {self.name}: {name}", getattr(self, name), 0.0)
+
+    @classmethod
+    def parse(cls, value: Any) -> GroupSettings:
+        """From a dict of its fields."""
+        if isinstance(value, GroupSettings):
+            return value
+        expected = "a dict such as {'name': 'pose', 'easy': 'abs(yaw) < 10', 'hard': ['abs(yaw) > 45']}"
+        require(isinstance(value, dict) and "name" in value, "ddl.groups", value, expected)
+        unknown_keys("ddl.groups", value, field_names(cls))
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """Online DDL (supplement, section 6): batches of whole identities, hard samples found by their loss."""
+
+    identities: int = 64  # of one device's batch
+    images: int = 8  # of each identity: the half with the larger identity loss is hard
+    repeat: bool = False  # identities with fewer images repeat them; False: they are refused
+
+    def __post_init__(self) -> None:
+        _whole("ddl.online.identities", self.identities, 2)
+        _whole("ddl.online.images", self.images, 4)
+        require(self.images % 2 == 0, "ddl.online.images", self.images, "an even number")
+        _flag("ddl.online.repeat", self.repeat)
 
 
 @dataclass(frozen=True)
@@ -181,23 +289,19 @@ class DDLSettings:
     identity: str = "arcface"  # the identity loss beside it (Eq. 8)
     identity_rows: str = "all"  # all | singles (as the authors released it)
     scope: str = "device"  # whose similarities make a histogram: each device's, or all devices' (global)
+    mixture: bool = False  # the hard distributions are mixed into one (Table 2)
+    groups: tuple[
+        GroupSettings, ...
+    ] = ()  # several teachers with their students, in the place of easy and hard
+    online: OnlineSettings | None = None  # hard samples by their loss, in the place of hard (supplement 6)
 
     def __post_init__(self) -> None:
         _whole("ddl.b", self.b, 2)
-        hard = self.hard
-        if isinstance(hard, (str, dict, HardSettings)):
-            hard = (hard,)
-        require(isinstance(hard, (tuple, list)), "ddl.hard", hard, "a list of rules or degradations")
-        require(
-            len(hard) >= 1, "ddl.hard", list(hard),
-            "K >= 1 hard distributions, e.g. ['abs(yaw) > 45'] or [{'size': (12, 16)}]",
-        )  # fmt: skip
-        object.__setattr__(self, "hard", tuple(HardSettings.parse(h) for h in hard))
-        for h in self.hard:
-            require(h.rule is not None or h.degradation.active, "ddl.hard", h, "a rule or a degradation")
+        _flag("ddl.mixture", self.mixture)
+        self._resolve_hard()
         if self.easy is not None:
             _text("ddl.easy", self.easy, "a rule such as 'abs(yaw) < 10', or None for every record")
-        for name in ("lambda_pos", "lambda_neg", "lambda_order"):
+        for name in _WEIGHTS:
             _number(f"ddl.{name}", getattr(self, name), 0.0)
         _whole("ddl.bins", self.bins, 2)
         require(self.bins <= 10_000, "ddl.bins", self.bins, "10000 nodes at most")
@@ -213,22 +317,93 @@ class DDLSettings:
         _choice("ddl.identity_rows", self.identity_rows, IDENTITY_ROWS)
         _choice("ddl.scope", self.scope, SCOPES)
 
+    def _resolve_hard(self) -> None:
+        hard = self.hard
+        if isinstance(hard, (str, dict, HardSettings)):
+            hard = (hard,)
+        require(isinstance(hard, (tuple, list)), "ddl.hard", hard, "a list of rules or degradations")
+        hard = tuple(HardSettings.parse(h) for h in hard)
+        for h in hard:
+            require(h.rule is not None or h.degradation.active, "ddl.hard", h, "a rule or a degradation")
+        groups, online = self.groups, self.online
+        if isinstance(online, dict):
+            unknown_keys("ddl.online", online, field_names(OnlineSettings))
+            online = OnlineSettings(**online)
+        require(
+            online is None or isinstance(online, OnlineSettings),
+            "ddl.online",
+            online,
+            "a dict such as {'identities': 64, 'images': 8}",
+        )
+        require(isinstance(groups, (tuple, list)), "ddl.groups", groups, "a list of groups")
+        groups = tuple(GroupSettings.parse(group) for group in groups)
+        names = [group.name for group in groups]
+        require(len(set(names)) == len(names), "ddl.groups: names", names, "names that differ")
+        given = [name for name, value in (("hard", hard), ("groups", groups), ("online", online)) if value]
+        if not given:
+            raise UserError(
+                "ddl.hard: expected K >= 1 hard distributions, e.g. ['abs(yaw) > 45'] or [{'size': (12, 16)}], got []"
+            )
+        require(len(given) == 1, "ddl", given, "one of hard, groups and online")
+        require(not groups or self.easy is None, "ddl.easy", self.easy, "the easy rules in ddl.groups")
+        if self.mixture:
+            require(bool(hard), "ddl.mixture", True, "hard distributions in ddl.hard to mix")
+            hard = (mixed(hard),)
+        for name, value in (("hard", hard), ("groups", groups), ("online", online)):
+            object.__setattr__(self, name, value)
+
     @property
-    def num_hard(self) -> int:
-        """K, the number of student distributions."""
-        return len(self.hard)
+    def teams(self) -> tuple[GroupSettings, ...]:
+        """The groups; without `groups` the one of `easy` and `hard`, with all weights filled in."""
+        if self.groups:
+            return tuple(
+                dataclasses.replace(
+                    group,
+                    **{name: getattr(self, name) for name in _WEIGHTS if getattr(group, name) is None},
+                )
+                for group in self.groups
+            )
+        weights = {name: getattr(self, name) for name in _WEIGHTS}
+        hard = self.hard or (HardSettings("the larger losses"),)  # online
+        return (GroupSettings("ddl", self.easy, hard, **weights),)
+
+    @property
+    def distributions(self) -> int:
+        """K+1, or their sum over the groups: the distributions of one device's batch."""
+        return sum(1 + len(team.hard) for team in self.teams)
 
     @property
     def rows(self) -> int:
-        """3b(K+1), the images of one device's batch."""
-        return 3 * self.b * (self.num_hard + 1)
+        """3b(K+1), the images of one device's batch; online: those of its identities."""
+        if self.online is not None:
+            return self.online.identities * self.online.images
+        return 3 * self.b * self.distributions
+
+    @property
+    def rows_in_words(self) -> str:
+        """How messages write the size of a batch."""
+        return "3b(K+1)" if not self.groups else f"3b x {self.distributions} distributions"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """'easy', then 'hard' or 'hard1'..'hardK': how terms, logs and tables call the distributions."""
-        if self.num_hard == 1:
-            return ("easy", "hard")
-        return ("easy", *(f"hard{k}" for k in range(1, self.num_hard + 1)))
+        """'easy', then 'hard' or 'hard1'..'hardK': how terms, logs and tables call the distributions.
+
+        Of a group 'pose': 'pose_easy', 'pose_hard'.
+        """
+        found: list[str] = []
+        for team in self.teams:
+            start = f"{team.name}_" if self.groups else ""
+            count = len(team.hard)
+            hard = ("hard",) if count == 1 else tuple(f"hard{k}" for k in range(1, count + 1))
+            found += [f"{start}{name}" for name in ("easy", *hard)]
+        return tuple(found)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each distribution draws from, in the order of `names`."""
+        return tuple(
+            label for team in self.teams for label in (team.easy or "all", *(h.label for h in team.hard))
+        )
 
 
 @dataclass(frozen=True)
@@ -382,6 +557,7 @@ class RunSettings:
             )
             singles = self.ddl is not None and self.ddl.identity_rows == "singles"
             require(not singles, "ddl.identity_rows", "singles", "'all' for sampler 'images'")
+        self._check_online()
         if self.sampler != "pairs" and alone and (self.sampler == "images" or self.ddl is None):
             require(
                 self.per_batch_size is not None, "per_batch_size", None, "images per device for this sampler"
@@ -391,13 +567,40 @@ class RunSettings:
             raise UserError(
                 "ddl: expected a dict with b and hard, e.g. {'b': 16, 'hard': ['abs(yaw) > 45']}, got None"
             )
-        rows, group = self.ddl.rows, 3 * (self.ddl.num_hard + 1)
-        if self.per_batch_size not in (None, rows):
-            near = max(2, round(self.per_batch_size / group))
+        rows, group = self.ddl.rows, 3 * self.ddl.distributions
+        if self.per_batch_size in (None, rows):
+            return
+        if self.ddl.online is not None:
             raise UserError(
-                f"per_batch_size: expected 3b(K+1) = {rows} for b = {self.ddl.b}, K = {self.ddl.num_hard}, "
-                f"got {self.per_batch_size}; leave it out, or set ddl.b={near} for {near * group} images"
+                f"per_batch_size: expected identities x images = {rows} of ddl.online, got {self.per_batch_size}; "
+                f"leave it out"
             )
+        near = max(2, round(self.per_batch_size / group))
+        raise UserError(
+            f"per_batch_size: expected {self.ddl.rows_in_words} = {rows} for b = {self.ddl.b}, "
+            f"K = {self.ddl.distributions - len(self.ddl.teams)}, got {self.per_batch_size}; leave it out, or set "
+            f"ddl.b={near} for {near * group} images"
+        )
+
+    def _check_online(self) -> None:
+        """Batches of whole identities go with `ddl.online`, and the loss that splits them with both."""
+        online = self.ddl is not None and self.ddl.online is not None
+        if self.sampler == "identities" or self.loss == "online_ddl":
+            require(online, "ddl.online", None, "a dict such as {'identities': 64, 'images': 8}")
+        if online:
+            require(
+                self.sampler == "identities",
+                "sampler",
+                self.sampler,
+                "'identities', which draws for ddl.online",
+            )
+            pairwise = self.loss not in IDENTITY_LOSSES and self.loss in ("ddl", "semihard_triplet")
+            require(
+                not pairwise, "loss", self.loss, "'online_ddl', or one that draws no pairs, with ddl.online"
+            )
+            for name, value in (("identity_rows", "all"), ("scope", "device")):
+                got = getattr(self.ddl, name)
+                require(got == value, f"ddl.{name}", got, f"{value!r} with ddl.online")
 
     @property
     def batch_rows(self) -> int:

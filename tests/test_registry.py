@@ -19,6 +19,8 @@ from ddl_plugin.registry import LOSSES, SAMPLERS, get_loss, get_sampler, registe
 from ddl_plugin.settings import IDENTITY_LOSSES, DDLSettings, Degradation
 
 SETTINGS = DDLSettings(b=3, hard="abs(yaw) > 45", bins=20)
+#: What needs batches of whole identities.
+ONLINE = DDLSettings(online={"identities": 3, "images": 4, "repeat": True}, bins=20)
 DOCUMENT = Path(__file__).parents[1] / "docs" / "LOSS.md"
 
 
@@ -49,10 +51,15 @@ def data():
 
 
 def eager(name, options):
-    x = mx.nd.array(np.random.default_rng(0).normal(size=(SETTINGS.rows, 4)) + 0.3)
+    settings = ONLINE if name == "online_ddl" else SETTINGS
+    x = mx.nd.array(np.random.default_rng(0).normal(size=(settings.rows, 4)) + 0.3)
     x.attach_grad()
+    entry = get_loss(name)
+    label = mx.nd.array(np.arange(settings.rows) % 5)
     with mx.autograd.record():
-        loss, terms, names = get_loss(name).build(mx.nd, x, SETTINGS, get_loss(name).resolve(options))
+        given = {"label": label, "losses": mx.nd.sum(x * x, axis=1)}
+        needs = {need: given[need] for need in entry.needs}
+        loss, terms, names = entry.build(mx.nd, x, settings, entry.resolve(options), **needs)
     loss.backward()
     return loss, terms, names, x.grad.asnumpy()
 
@@ -72,19 +79,22 @@ def test_every_loss_builds_what_its_contract_says(name):
     assert gradient.any()
 
 
-def test_the_built_in_names_are_ddl_and_the_hosts_identity_losses():
-    assert set(LOSSES) == {"ddl", *IDENTITY_LOSSES}
+def test_the_built_in_names_are_ddl_its_rivals_and_the_hosts_identity_losses():
+    assert set(LOSSES) == {
+        "ddl", "online_ddl", "histogram", "semihard_triplet", "ohem", "focal", *IDENTITY_LOSSES,
+    }  # fmt: skip
     assert eager("ddl", {})[2] == term_names(SETTINGS)
 
 
 #: Rows of one device of every sampler: the pairs' follow from the settings, the images' are given.
-SAMPLER_ROWS = {"pairs": SETTINGS.rows, "images": 5}
+SAMPLER_ROWS = {"pairs": SETTINGS.rows, "images": 5, "identities": ONLINE.rows}
 
 
 def build_sampler(name, rows):
     """A sampler of two devices, called as the trainer calls it."""
     entry = get_sampler(name)
-    return entry.build(*data(), SETTINGS, rows=rows, devices=2, seed=1, options=entry.resolve({}))
+    settings = ONLINE if name == "identities" else SETTINGS
+    return entry.build(*data(), settings, rows=rows, devices=2, seed=1, options=entry.resolve({}))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -113,7 +123,9 @@ def test_unknown_names_are_answered_with_the_nearest_and_the_list():
         UserError, match=r"loss: expected one of ddl, .*, got 'arcfase'; did you mean 'arcface'"
     ):
         get_loss("arcfase")
-    with pytest.raises(UserError, match=r"sampler: expected one of pairs, images, got 'pair'.*'pairs'"):
+    with pytest.raises(
+        UserError, match=r"sampler: expected one of pairs, images, identities, got 'pair'.*'pairs'"
+    ):
         get_sampler("pair")
 
 

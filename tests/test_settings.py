@@ -53,9 +53,9 @@ def test_the_defaults_are_the_papers():
 
 
 def test_rows_and_names_of_one_and_of_several_hard_distributions():
-    assert (ddl().num_hard, ddl().rows, ddl().names) == (1, 24, ("easy", "hard"))
+    assert (ddl().distributions, ddl().rows, ddl().names) == (2, 24, ("easy", "hard"))
     three = ddl(b=16, hard=["yaw > 1", {"size": 14}, {"blur": (1, 2), "rule": "race == 2"}])
-    assert (three.num_hard, three.rows) == (3, 3 * 16 * 4)
+    assert (three.distributions, three.rows) == (4, 3 * 16 * 4)
     assert three.names == ("easy", "hard1", "hard2", "hard3")
     assert [h.label for h in three.hard] == ["yaw > 1", "size 14", "race == 2, blur 1-2"]
 

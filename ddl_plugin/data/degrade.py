@@ -14,9 +14,11 @@ def degrade(image: np.ndarray, degradation: Degradation, rng: np.random.Generato
     """`image` darkened, blurred, shrunk and enlarged, occluded and JPEG-compressed, where asked for.
 
     image: uint8 (H, W, 3) RGB, left as it is. Returns the same shape and type; the image itself when nothing
-    is asked for. Takes a number of draws from `rng` that depends on the settings only, so that images drawn
-    one after the other do not influence each other.
+    is asked for. Takes a number of draws from `rng` that depends on the settings only (and on which of `one_of` is
+    drawn), so that images drawn one after the other do not influence each other.
     """
+    if degradation.one_of is not None:
+        degradation = degradation.one_of[int(rng.random() * len(degradation.one_of))]
     # random(), not integers() or uniform pixels: those may draw again, depending on what they drew.
     if degradation.darken is not None:
         image = _darken(image, _between(degradation.darken, rng.random()))

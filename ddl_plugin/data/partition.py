@@ -27,7 +27,10 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Partition:
-    """Index 0 is the easy distribution, 1..K are the hard ones. They may share images."""
+    """Index 0 is the easy distribution, 1..K are the hard ones; with several groups, group after group.
+
+    They may share images.
+    """
 
     distributions: tuple[Distribution, ...]
 
@@ -51,23 +54,38 @@ def build_partition(
 ) -> Partition:
     """The records of the easy and the hard distributions.
 
-    Without an easy rule every record is easy; without a hard rule the easy set's records are degraded.
+    Without an easy rule every record is easy; without a hard rule the easy set's records are degraded. Online DDL
+    divides while it trains: its one distribution is all that the easy rule selects.
 
     Raises `UserError` for a rule that cannot be applied or selects nothing, for fewer than b identities (a
     batch holds b singles of distinct ones) and for no identity with two images (there would be no pair).
     """
-    easy = (
-        np.arange(len(records), dtype=np.int64)
-        if settings.easy is None
-        else _selected(records, "easy", settings.easy, attributes)
-    )
-    distributions = [
-        _distribution(records, "easy", settings.easy or "all", easy, HardSettings(settings.easy), settings.b)
-    ]
-    for name, hard in zip(settings.names[1:], settings.hard, strict=True):
-        positions = easy if hard.rule is None else _selected(records, name, hard.rule, attributes)
-        distributions.append(_distribution(records, name, hard.label, positions, hard, settings.b))
+    if settings.online is not None:
+        return _undivided(records, settings.easy, attributes)
+    names, distributions = iter(settings.names), []
+    for team in settings.teams:
+        name = next(names)
+        if team.easy is None:
+            easy = np.arange(len(records), dtype=np.int64)
+        else:
+            easy = _selected(records, name, team.easy, attributes)
+        distributions.append(
+            _distribution(records, name, team.easy or "all", easy, HardSettings(team.easy), settings.b)
+        )
+        for hard in team.hard:
+            name = next(names)
+            positions = easy if hard.rule is None else _selected(records, name, hard.rule, attributes)
+            distributions.append(_distribution(records, name, hard.label, positions, hard, settings.b))
     return Partition(tuple(distributions))
+
+
+def _undivided(records: Records, rule: str | None, attributes: AttributeTable | None) -> Partition:
+    """The images that online DDL divides while it trains: those that `rule` selects, or all."""
+    if rule is not None:
+        return single_partition(records, rule, attributes)
+    positions = np.arange(len(records), dtype=np.int64)
+    identities = len(np.unique(records.labels))
+    return Partition((Distribution("images", "all", positions, Degradation(), identities),))
 
 
 def single_partition(records: Records, rule: str, attributes: AttributeTable | None) -> Partition:

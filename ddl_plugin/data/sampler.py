@@ -194,9 +194,9 @@ class PairSampler:
         together: bool = False,
     ):
         distributions = partition.distributions
-        if not len(distributions) == len(pairs) == settings.num_hard + 1:
+        if not len(distributions) == len(pairs) == settings.distributions:
             raise ValueError(
-                f"expected {settings.num_hard + 1} distributions and as many sets of pairs, "
+                f"expected {settings.distributions} distributions and as many sets of pairs, "
                 f"got {len(distributions)} and {len(pairs)}"
             )
         drawn = settings.b * (devices if together else 1)  # of a distribution at a time

@@ -61,7 +61,7 @@ class Entry:
         known = (*_OF_THE_LOSS, *_OF_A_RUN, *get_loss(name).defaults)
         of_trainer = {k: v for k, v in values.items() if k not in known and k in trainers_keys}
         unknown_keys(where, {k: v for k, v in values.items() if k not in of_trainer}, known)
-        if "hard" not in values:
+        if "hard" not in values and "groups" not in values:
             raise UserError(
                 f"{where}.hard: expected the hard distributions, e.g. ['abs(yaw) > 45'] or [{{'size': (12, 16)}}], "
                 f"got none; write loss.{name} = edict(hard=[...]) in config.py, or give --recipe"
@@ -101,18 +101,18 @@ class Entry:
         Raises `UserError` with the nearest valid sizes where it is not 3b(K+1).
         """
         ddl = self.settings.ddl
-        group = 3 * (ddl.num_hard + 1)
+        group = 3 * ddl.distributions
         if self.b_written:
             if per_batch_size != ddl.rows:
                 raise UserError(
-                    f"--per-batch-size: expected 3b(K+1) = {ddl.rows} for b = {ddl.b}, K = {ddl.num_hard}, "
+                    f"--per-batch-size: expected {ddl.rows_in_words} = {ddl.rows} for b = {ddl.b}, K = {group // 3 - 1}, "
                     f"got {per_batch_size}; give --per-batch-size {ddl.rows}, or set loss.{self.name}.b: "
                     f"{_nearest(per_batch_size, group)}"
                 )
             return ddl
         if per_batch_size % group or per_batch_size < 2 * group:
             raise UserError(
-                f"--per-batch-size: expected 3b(K+1), a multiple of {group} for K = {ddl.num_hard}, "
+                f"--per-batch-size: expected {ddl.rows_in_words}, a multiple of {group} for K = {group // 3 - 1}, "
                 f"got {per_batch_size}; give {_nearest(per_batch_size, group)}"
             )
         return dataclasses.replace(ddl, b=per_batch_size // group)

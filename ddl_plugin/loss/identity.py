@@ -106,6 +106,6 @@ def _with_margin(F: Any, cosine: Any, settings: IdentitySettings) -> Any:
     return F.cos(settings.m1 * angle + settings.m2) - settings.m3
 
 
-def cross_entropy(F: Any, logits: Any, label: Any) -> Any:
-    """Mean cross entropy in nats: (n, classes), (n,) -> (1,). Finite where log(softmax) is not."""
-    return -F.mean(F.pick(F.log_softmax(logits, axis=-1), label, axis=1))
+def row_losses(F: Any, logits: Any, label: Any) -> Any:
+    """Cross entropy of each row in nats: (n, classes), (n,) -> (n,). Finite where log(softmax) is not."""
+    return -F.pick(F.log_softmax(logits, axis=-1), label, axis=1)

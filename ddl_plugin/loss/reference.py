@@ -7,11 +7,12 @@ tests and for looking at small batches, not for training.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ddl_plugin.settings import DDLSettings
+from ddl_plugin.settings import DDLSettings, GroupSettings
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,38 @@ def ddl(embedding: np.ndarray, settings: DDLSettings) -> dict[str, float]:
     Input: (3b(K+1), D), rows as in `ddl_plugin.loss.terms.ddl_terms`.
     """
     distributions = _distributions(_directions(embedding), settings)
-    distance_pos, distance_neg, order = 0.0, 0.0, 0.0
-    teacher = distributions[0]
-    for student in distributions[1:]:
-        if teacher.positive and student.positive:
-            distance_pos += _distance(teacher.positive, student.positive, settings)
-        distance_neg += _distance(teacher.negative, student.negative, settings)
-    for i in distributions:
-        for j in distributions:
-            order -= _mean(i.positive) - _mean(j.negative)
-    terms = {
-        "ddl": settings.lambda_pos * distance_pos
-        + settings.lambda_neg * distance_neg
-        + settings.lambda_order * order,
-        f"{settings.distance}_pos": distance_pos,
-        f"{settings.distance}_neg": distance_neg,
-        "order": order,
-    }
+    terms = {"ddl": 0.0}
+    for team, members in _by_team(distributions, settings):
+        distance_pos, distance_neg, order = 0.0, 0.0, 0.0
+        teacher = members[0]
+        for student in members[1:]:
+            if teacher.positive and student.positive:
+                distance_pos += _distance(teacher.positive, student.positive, settings)
+            distance_neg += _distance(teacher.negative, student.negative, settings)
+        for i in members:
+            for j in members:
+                order -= _mean(i.positive) - _mean(j.negative)
+        suffix = f"_{team.name}" if settings.groups else ""
+        terms[f"{settings.distance}_pos{suffix}"] = distance_pos
+        terms[f"{settings.distance}_neg{suffix}"] = distance_neg
+        terms[f"order{suffix}"] = order
+        terms["ddl"] += (
+            team.lambda_pos * distance_pos + team.lambda_neg * distance_neg + team.lambda_order * order
+        )
     for name, distribution in zip(settings.names, distributions, strict=True):
         terms.update(_statistics(name, distribution, settings))
     return terms
+
+
+def _by_team(
+    distributions: list[_Distribution], settings: DDLSettings
+) -> Iterator[tuple[GroupSettings, list[_Distribution]]]:
+    """Each group with its teacher and students."""
+    left = list(distributions)
+    for team in settings.teams:
+        size = 1 + len(team.hard)
+        yield team, left[:size]
+        left = left[size:]
 
 
 def ddl_gradient(embedding: np.ndarray, settings: DDLSettings) -> np.ndarray:
@@ -68,8 +81,6 @@ def ddl_gradient(embedding: np.ndarray, settings: DDLSettings) -> np.ndarray:
     """
     embedding = np.asarray(embedding, np.float64)
     unit = _directions(embedding)
-    distributions = _distributions(unit, settings)
-    teacher = distributions[0]
     by_unit = np.zeros_like(unit)
 
     def pull(similarities: list[_Similarity], slopes: list[float]) -> None:
@@ -78,20 +89,22 @@ def ddl_gradient(embedding: np.ndarray, settings: DDLSettings) -> np.ndarray:
             by_unit[s.row] += slope * unit[s.other]
             by_unit[s.other] += slope * unit[s.row]
 
-    for student in distributions[1:]:
-        for weight, p, q in (
-            (settings.lambda_pos, teacher.positive, student.positive),
-            (settings.lambda_neg, teacher.negative, student.negative),
-        ):
-            if p and q:
-                by_p, by_q = _distance_slopes(p, q, settings)
-                if not settings.detach_teacher:
-                    pull(p, [weight * slope for slope in by_p])
-                pull(q, [weight * slope for slope in by_q])
-    for i in distributions:
-        for j in distributions:
-            for sign, similarities in ((-1, i.positive), (1, j.negative)):
-                pull(similarities, [sign * settings.lambda_order / len(similarities) for _ in similarities])
+    for team, members in _by_team(_distributions(unit, settings), settings):
+        teacher = members[0]
+        for student in members[1:]:
+            for weight, p, q in (
+                (team.lambda_pos, teacher.positive, student.positive),
+                (team.lambda_neg, teacher.negative, student.negative),
+            ):
+                if p and q:
+                    by_p, by_q = _distance_slopes(p, q, settings)
+                    if not settings.detach_teacher:
+                        pull(p, [weight * slope for slope in by_p])
+                    pull(q, [weight * slope for slope in by_q])
+        for i in members:
+            for j in members:
+                for sign, found in ((-1, i.positive), (1, j.negative)):
+                    pull(found, [sign * team.lambda_order / len(found) for _ in found])
     return _through_length(embedding, unit, by_unit)
 
 
@@ -118,7 +131,7 @@ def _through_length(embedding: np.ndarray, unit: np.ndarray, by_unit: np.ndarray
 def _distributions(unit: np.ndarray, settings: DDLSettings) -> list[_Distribution]:
     b = settings.b
     found = []
-    for k in range(settings.num_hard + 1):
+    for k in range(settings.distributions):
         start = 3 * b * k
         pairs = [_similarity(unit, start + i, start + b + i) for i in range(b)]
         positive = [s for s in pairs if s.value >= 0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ddl_plugin.errors import UserError
@@ -10,16 +12,31 @@ from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.registry import LossEntry
 from ddl_plugin.settings import DDLSettings
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 def build_checked(
-    entry: LossEntry, embedding: Any, settings: DDLSettings, options: dict[str, Any]
+    entry: LossEntry,
+    embedding: Any,
+    settings: DDLSettings,
+    options: dict[str, Any],
+    known: Mapping[str, Any] = _NOTHING,
 ) -> tuple[Any, Any, tuple[str, ...]]:
     """What `entry` builds on the Symbol `embedding`: (loss, terms, names).
 
-    Raises `UserError` where it fails or returns something else.
+    known: the Symbols there are of what it `needs`. Raises `UserError` where one is missing, and where it
+    fails or returns something else.
     """
+    missing = [need for need in entry.needs if need not in known]
+    if missing:
+        raise UserError(
+            f"loss {entry.name!r}: expected a graph that has {' and '.join(missing)} of each row; set ddl.scope = "
+            f"'device' and train with python -m ddl_plugin.train"
+        )
     try:
-        built = entry.build(mx.sym, embedding, settings, options)
+        built = entry.build(
+            mx.sym, embedding, settings, options, **{need: known[need] for need in entry.needs}
+        )
     except UserError:
         raise
     except Exception as error:
@@ -48,12 +65,14 @@ def require_shapes(entry: LossEntry, emb_size: int, settings: DDLSettings, optio
     Asked of a graph on a variable, whose shape is known while that of the backbone's output is not.
     """
     with mx.name.NameManager():  # the names in the training graph are not counted on
-        value, terms, names = build_checked(entry, mx.sym.Variable("embedding"), settings, options)
+        variables = {need: mx.sym.Variable(need) for need in entry.needs}
+        value, terms, names = build_checked(entry, mx.sym.Variable("embedding"), settings, options, variables)
+    shapes = {"embedding": (settings.rows, emb_size), **dict.fromkeys(variables, (settings.rows,))}
     expected = {"loss": (1,), "terms": (1, len(names))}
     for (what, shape), symbol in zip(expected.items(), (value, terms), strict=True):
-        known = {"embedding": (settings.rows, emb_size)} if "embedding" in symbol.list_arguments() else {}
+        present = {name: shapes[name] for name in symbol.list_arguments() if name in shapes}
         try:
-            inferred = symbol.infer_shape_partial(**known)[1]
+            inferred = symbol.infer_shape_partial(**present)[1]
         except mx.base.MXNetError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(

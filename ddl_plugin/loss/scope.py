@@ -18,7 +18,7 @@ def together(F: Any, rows: Any, settings: DDLSettings, devices: int) -> Any:
     (devices * 3b(K+1), ...), a block of 3b(K+1) rows after the other, -> (3(devices*b)(K+1), ...).
     """
     # (device, distribution and part, b, ...): a part is first images, second images or singles.
-    parts = 3 * (settings.num_hard + 1)
+    parts = 3 * settings.distributions
     blocks = F.reshape(rows, shape=(-4, devices, parts * settings.b, -2))
     blocks = F.reshape(blocks, shape=(0, -4, parts, settings.b, -2))
     return F.reshape(F.reshape(F.swapaxes(blocks, dim1=0, dim2=1), shape=(-3, 0, -2)), shape=(-3, -2))

@@ -5,6 +5,7 @@ Its outputs stand in the order in which InsightFace's MXNet trainer reads them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ddl_plugin.errors import UserError
@@ -63,7 +64,8 @@ def training_symbol(
 
     Outputs, n being the rows that the identity loss sees and T the number of terms:
         [0]  `embedding_output`  (rows, emb_size), without gradient
-        [1]  `softmax_output`    (n, num_classes), the identity loss; its gradient is that of the mean
+        [1]  `softmax_output`    (n, num_classes), the identity loss; its gradient is that of the mean, and
+                                 none where the loss replaces it (`LossEntry.replaces_identity`)
         [2]  `<loss>_loss_output`   (1,) if there is such a loss
         [3]  `<loss>_terms_output`  (1, T) if there is such a loss, without gradient
         [-1] `ce_loss_output`    (1,) mean cross entropy of the identity loss, without gradient
@@ -84,26 +86,41 @@ def training_symbol(
 
     with _AutomaticNames("identity"):
         label = mx.sym.Variable("softmax_label")
-        softmax, cross_entropy = _identity_outputs(
-            embedding, label, num_classes=num_classes, emb_size=emb_size, identity=identity, settings=settings
+        softmax, losses = _identity_outputs(
+            embedding,
+            label,
+            num_classes=num_classes,
+            emb_size=emb_size,
+            identity=identity,
+            settings=settings,
+            trains=not entry.replaces_identity,
         )
         exposed = mx.sym.identity if gathered else mx.sym.BlockGrad
         outputs, names = [exposed(embedding, name="embedding"), softmax], ()
         if entry.build is not None and not gathered:
-            added, names = loss_outputs(embedding, loss, settings, options or {}, emb_size)
+            known = {"label": label, "losses": losses}
+            added, names = loss_outputs(embedding, loss, settings, options or {}, emb_size, known)
             outputs += added
-        outputs.append(mx.sym.BlockGrad(cross_entropy, name="ce_loss"))
+        outputs.append(mx.sym.BlockGrad(mx.sym.mean(losses), name="ce_loss"))
         return TrainingSymbol(mx.sym.Group(outputs), names)
 
 
 def loss_outputs(
-    embedding: Any, loss: str, settings: DDLSettings, options: dict[str, Any], emb_size: int
+    embedding: Any,
+    loss: str,
+    settings: DDLSettings,
+    options: dict[str, Any],
+    emb_size: int,
+    known: Mapping[str, Any] | None = None,
 ) -> tuple[list[Any], tuple[str, ...]]:
-    """Outputs [2] and [3] of a training graph for a loss beside the identity loss, and its terms' names."""
+    """Outputs [2] and [3] of a training graph for a loss beside the identity loss, and its terms' names.
+
+    known: the Symbols of what a loss may need (`registry.NEEDS`) that this graph has.
+    """
     entry = get_loss(loss)
     options = entry.resolve(options)
     with _AutomaticNames(loss):
-        value, terms, names = build_checked(entry, embedding, settings, options)
+        value, terms, names = build_checked(entry, embedding, settings, options, known or {})
         require_shapes(entry, emb_size, settings, options)
         outputs = [
             mx.sym.MakeLoss(value, name=f"{loss}_loss"),
@@ -136,8 +153,9 @@ def _identity_outputs(
     emb_size: int,
     identity: IdentitySettings,
     settings: DDLSettings | None,
+    trains: bool,
 ) -> tuple[Any, Any]:
-    """SoftmaxOutput and mean cross entropy of the rows that the identity loss sees."""
+    """SoftmaxOutput, or without `trains` the probabilities alone, and the loss of each row that is seen."""
     if identity.rows == "singles":
         embedding, label = singles(mx.sym, embedding, settings), singles(mx.sym, label, settings)
     weight = mx.sym.Variable(
@@ -160,5 +178,8 @@ def _identity_outputs(
     fc7 = identity_loss.logits(
         mx.sym, embedding, label, weight, bias, num_classes=num_classes, settings=identity
     )
-    softmax = mx.sym.SoftmaxOutput(fc7, label, name="softmax", normalization="valid")
-    return softmax, identity_loss.cross_entropy(mx.sym, fc7, label)
+    if trains:
+        softmax = mx.sym.SoftmaxOutput(fc7, label, name="softmax", normalization="valid")
+    else:
+        softmax = mx.sym.BlockGrad(mx.sym.softmax(fc7), name="softmax")
+    return softmax, identity_loss.row_losses(mx.sym, fc7, label)

@@ -15,7 +15,7 @@ from ddl_plugin.settings import DDLSettings
 _NO_DIRECTION = 1e-12
 
 #: Subtracted from cosines that stand for no pair, so that they are below all others.
-_NO_PAIR = 4.0
+NO_PAIR = 4.0
 
 _STATISTICS = ("mean_pos", "mean_neg", "margin", "intersection", "outliers")
 
@@ -31,11 +31,16 @@ def term_names(settings: DDLSettings) -> tuple[str, ...]:
     """Names of the columns of `Terms.terms`.
 
     `ddl` is the loss: lambda_pos * kl_pos + lambda_neg * kl_neg + lambda_order * order (js_, emd_ with
-    the other distances). Then, per distribution: the means of its positive and negative similarities,
-    their difference, the intersection of its two histograms and the number of masked positive pairs.
+    the other distances), of several groups their sum, with kl_pos_<group> and so on of each. Then, per
+    distribution: the means of its positive and negative similarities, their difference, the intersection of its
+    two histograms and the number of masked positive pairs.
     """
+    parts = (f"{settings.distance}_pos", f"{settings.distance}_neg", "order")
+    of_groups = [
+        f"{part}_{team.name}" if settings.groups else part for team in settings.teams for part in parts
+    ]
     statistics = (f"{statistic}_{name}" for name in settings.names for statistic in _STATISTICS)
-    return ("ddl", f"{settings.distance}_pos", f"{settings.distance}_neg", "order", *statistics)
+    return ("ddl", *of_groups, *statistics)
 
 
 def unit_rows(F: Any, x: Any) -> Any:
@@ -58,7 +63,7 @@ def by_distribution(F: Any, rows: Any, settings: DDLSettings) -> Any:
 
     Any other number of rows is refused by MXNet when the shapes are known.
     """
-    return F.reshape(rows, shape=(-4, settings.num_hard + 1, 3 * settings.b, -2))
+    return F.reshape(rows, shape=(-4, settings.distributions, 3 * settings.b, -2))
 
 
 def singles(F: Any, rows: Any, settings: DDLSettings) -> Any:
@@ -75,7 +80,7 @@ def _hardest(F: Any, unit: Any, b: int) -> Any:
     """Eq. 2: for each single, its largest cosine with another single."""
     index = F.arange(b)
     same = F.broadcast_equal(F.reshape(index, shape=(1, b, 1)), F.reshape(index, shape=(1, 1, b)))
-    cosines = F.broadcast_sub(F.batch_dot(unit, unit, transpose_b=True), _NO_PAIR * same)
+    cosines = F.broadcast_sub(F.batch_dot(unit, unit, transpose_b=True), NO_PAIR * same)
     # max() would give its whole gradient to each of several equal maxima; pick() gives it to one.
     return F.pick(cosines, F.argmax(cosines, axis=2), axis=2)
 
@@ -85,7 +90,7 @@ def _top(F: Any, unit: Any, b: int) -> Any:
     index = F.arange(b)
     row, column = F.reshape(index, shape=(1, b, 1)), F.reshape(index, shape=(1, 1, b))
     repeated = F.broadcast_greater_equal(row, column)
-    cosines = F.broadcast_sub(F.batch_dot(unit, unit, transpose_b=True), _NO_PAIR * repeated)
+    cosines = F.broadcast_sub(F.batch_dot(unit, unit, transpose_b=True), NO_PAIR * repeated)
     flat = F.reshape(cosines, shape=(0, -3))
     # topk() may rank NaN last and so hide it; this brings it back, and adds 0 otherwise.
     nan = 0 * F.sum(flat, axis=1, keepdims=True)
@@ -114,7 +119,7 @@ def similarities(F: Any, embedding: Any, settings: DDLSettings) -> tuple[Any, An
 
 
 def _distance(F: Any, log_all: Any, settings: DDLSettings) -> Any:
-    """Distances of the K students from the teacher: (K+1, R) -> (K,)."""
+    """Distances of the K students of a group from its teacher: (K+1, R) -> (K,)."""
     teacher = F.slice_axis(log_all, axis=0, begin=0, end=1)
     students = F.slice_axis(log_all, axis=0, begin=1, end=None)
     if settings.detach_teacher:
@@ -126,7 +131,8 @@ def ddl_terms(F: Any, embedding: Any, settings: DDLSettings) -> Terms:
     """The Distribution Distillation Loss of one device's batch (Eq. 7) and its terms.
 
     L = lambda_1 sum_k D(P+, Q_k+) + lambda_2 sum_k D(P-, Q_k-) - lambda_3 sum_ij (E[S_i+] - E[S_j-]),
-    k over the K hard distributions, i and j over all K+1.
+    k over the K hard distributions, i and j over all K+1. Of several groups (`settings.groups`): the sum of what
+    each is by itself, with its own weights.
 
     Args:
         F: `mx.nd` or `mx.sym`. With `mx.nd` on a GPU, call inside `with mx.gpu(i):`.
@@ -145,7 +151,11 @@ def ddl_terms(F: Any, embedding: Any, settings: DDLSettings) -> Terms:
 
     Cost: (K+1) b^2 D multiplications and 2 (K+1) b R exponentials: nothing beside a backbone.
     """
-    positive, negative = similarities(F, embedding, settings)
+    return terms_of_similarities(F, *similarities(F, embedding, settings), settings)
+
+
+def terms_of_similarities(F: Any, positive: Any, negative: Any, settings: DDLSettings) -> Terms:
+    """The loss and its terms from the similarities of all distributions: (K+1, n) and (K+1, m) float32."""
     # Not `positive >= 0`: that would take NaN for an outlier and hide it.
     outlier = F.BlockGrad(positive < 0)
     kept = 1 - outlier
@@ -155,23 +165,23 @@ def ddl_terms(F: Any, embedding: Any, settings: DDLSettings) -> Terms:
     shape = {"bins": settings.bins, "gamma": settings.gamma}
     log_pos = histogram.log_distribution(F, positive, kept, **shape)  # (K+1, R)
     log_neg = histogram.log_distribution(F, negative, F.ones_like(negative), **shape)
-
-    comparable = F.broadcast_mul(
-        F.slice_axis(present, axis=0, begin=0, end=1), F.slice_axis(present, axis=0, begin=1, end=None)
-    )
-    distance_pos = F.sum(_distance(F, log_pos, settings) * comparable)
-    distance_neg = F.sum(_distance(F, log_neg, settings))
-
     mean_pos = F.sum(positive * kept, axis=1) / (count + (1 - present))
     mean_neg = F.mean(negative, axis=1)
-    # Each of the K+1 expectations stands in K+1 of the (K+1)^2 differences.
-    order = -(settings.num_hard + 1) * F.sum(mean_pos - mean_neg)
 
-    loss = (
-        settings.lambda_pos * distance_pos
-        + settings.lambda_neg * distance_neg
-        + settings.lambda_order * order
-    )
+    losses, parts, begin = [], [], 0
+    for team in settings.teams:
+        end = begin + 1 + len(team.hard)
+        own = [
+            F.slice_axis(x, axis=0, begin=begin, end=end)
+            for x in (log_pos, log_neg, present, mean_pos, mean_neg)
+        ]
+        distance_pos, distance_neg, order = _parts(F, *own, settings, len(team.hard))
+        losses.append(
+            team.lambda_pos * distance_pos + team.lambda_neg * distance_neg + team.lambda_order * order
+        )
+        parts += [distance_pos, distance_neg, order]
+        begin = end
+    loss = losses[0] if len(losses) == 1 else F.add_n(*losses)
     statistics = F.stack(
         mean_pos,
         mean_neg,
@@ -180,8 +190,29 @@ def ddl_terms(F: Any, embedding: Any, settings: DDLSettings) -> Terms:
         F.sum(outlier, axis=1),
         axis=1,
     )
-    terms = F.concat(loss, distance_pos, distance_neg, order, F.reshape(statistics, shape=(-1,)), dim=0)
+    terms = F.concat(loss, *parts, F.reshape(statistics, shape=(-1,)), dim=0)
     return Terms(loss, F.BlockGrad(F.expand_dims(terms, axis=0)))
+
+
+def _parts(
+    F: Any,
+    log_pos: Any,
+    log_neg: Any,
+    present: Any,
+    mean_pos: Any,
+    mean_neg: Any,
+    settings: DDLSettings,
+    students: int,
+) -> tuple[Any, Any, Any]:
+    """Of one group, without weights: the distances of the positive and of the negative distributions, and the order."""
+    comparable = F.broadcast_mul(
+        F.slice_axis(present, axis=0, begin=0, end=1), F.slice_axis(present, axis=0, begin=1, end=None)
+    )
+    distance_pos = F.sum(_distance(F, log_pos, settings) * comparable)
+    distance_neg = F.sum(_distance(F, log_neg, settings))
+    # Each of the K+1 expectations stands in K+1 of the (K+1)^2 differences.
+    order = -(students + 1) * F.sum(mean_pos - mean_neg)
+    return distance_pos, distance_neg, order
 
 
 def build(F: Any, embedding: Any, settings: DDLSettings, options: dict) -> tuple[Any, Any, tuple[str, ...]]:

@@ -99,7 +99,7 @@ def open_dataset(
         folder, records, partition = open_partition(settings)
     if not alone:
         machines.require_same(_in_common(settings, records, partition))
-    if settings.sampler == "images" or partition is None:
+    if settings.sampler in ("images", "identities") or partition is None:
         return Dataset(folder, records, partition, ())
     pairs = ()
     if alone or machines.rank == 0:

@@ -187,7 +187,7 @@ def _batch_layout(job: Job) -> str:
         (name, label, f"{3 * b * k}-{3 * b * k + b - 1}", f"{3 * b * k + b}-{3 * b * k + 2 * b - 1}",
          f"{3 * b * k + 2 * b}-{3 * b * (k + 1) - 1}")
         for k, (name, label) in enumerate(
-            zip(settings.ddl.names, (settings.ddl.easy or "all", *(h.label for h in settings.ddl.hard)), strict=True)
+            zip(settings.ddl.names, settings.ddl.labels, strict=True)
         )
     ]  # fmt: skip
     headers = ["distribution", "drawn from", "first images", "second images", "singles"]

@@ -127,3 +127,13 @@ def test_order_is_a_cameras(image):
     step = degrade(step, Degradation(occlude=0.25), generator)
     step = degrade(step, Degradation(jpeg=50), rng())
     assert np.array_equal(degrade(image, degradation, rng(5)), step)
+
+
+def test_one_of_several_degradations_is_drawn_equally_often():
+    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    sizes = [Degradation(size=24), Degradation(size=14)]
+    expected = [degrade(image, one, np.random.default_rng(0)) for one in sizes]
+    mixed, rng = Degradation(one_of=sizes), np.random.default_rng(1)
+    drawn = [degrade(image, mixed, rng) for _ in range(200)]
+    chosen = [[bool((one == other).all()) for other in expected].index(True) for one in drawn]
+    assert 70 < sum(chosen) < 130

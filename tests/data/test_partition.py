@@ -56,6 +56,27 @@ def test_rules(records, table):
     ]
 
 
+def test_groups_have_teachers_and_students_of_their_own(records, table):
+    groups = [
+        {"name": "pose", "easy": "abs(yaw) < 10", "hard": ["abs(yaw) > 45 or yaw == 0"]},
+        {"name": "size", "easy": "race in ['a', 'c']", "hard": [{"size": 14}]},
+    ]
+    partition = build_partition(records, DDLSettings(b=2, groups=groups), table)
+    names = [d.name for d in partition.distributions]
+    assert names == ["pose_easy", "pose_hard", "size_easy", "size_hard"]
+    positions = [d.positions.tolist() for d in partition.distributions]
+    assert positions[0] == [0, 1, 3, 4, 6, 7, 9, 10]
+    assert positions[2] == positions[3] == [0, 1, 2, 6, 7, 8]
+    assert partition.distributions[3].degradation == Degradation(size=14)
+
+
+def test_online_the_images_are_not_divided(records, table):
+    everything = build_partition(records, DDLSettings(online={"identities": 2, "images": 4}))
+    assert [d.positions.tolist() for d in everything.distributions] == [list(range(len(records)))]
+    some = DDLSettings(online={"identities": 2, "images": 4}, easy="race in ['a', 'c']")
+    assert build_partition(records, some, table).distributions[0].positions.tolist() == [0, 1, 2, 6, 7, 8]
+
+
 def test_degradation_needs_no_table(records):
     partition = build_partition(records, DDLSettings(b=4, hard={"size": (12, 16)}))
     easy, hard = partition.distributions

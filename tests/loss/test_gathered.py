@@ -24,7 +24,7 @@ ROWS = SETTINGS.rows
 def pooled_rows():
     """Row of the gathered batch for each row of the pooled one, by plain loops."""
     order = []
-    for k in range(SETTINGS.num_hard + 1):
+    for k in range(SETTINGS.distributions):
         for part in range(3):
             for device in range(DEVICES):
                 for i in range(SETTINGS.b):

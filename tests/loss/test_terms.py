@@ -245,7 +245,7 @@ def test_the_same_batch_gives_the_same_bits():
 def with_outliers(config, masked, seed=0):
     """Positive pairs 0.3 alike, those in `masked` (distribution, pair) opposite."""
     x = embeddings(config, seed)
-    for k in range(config.num_hard + 1):
+    for k in range(config.distributions):
         x[rows(config, k, 1)] = 0.3 * x[rows(config, k, 0)] + 0.2 * x[rows(config, k, 1)]
     for k, i in masked:
         x[(3 * k + 1) * config.b + i] = -x[3 * k * config.b + i]
