@@ -1,0 +1,1 @@
+"""Studies: many runs of one recipe side by side. `study` (what) -> `runs` (which) -> `runner` -> `results`, `figure`."""
