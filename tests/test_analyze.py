@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ddl_plugin.analyze import main
+from ddl_plugin.analyze.__main__ import main
 from ddl_plugin.evaluation.bins import write_bin
 
 
@@ -40,7 +40,16 @@ def folder(tmp_path_factory, save_pooling_model):
 
 
 def test_two_models_on_two_sets(folder):
-    line = [sys.executable, "-m", "ddl_plugin.analyze", "--model", "base.onnx", "--model", "ddl.onnx"]
+    line = [
+        sys.executable,
+        "-m",
+        "ddl_plugin.analyze",
+        "distributions",
+        "--model",
+        "base.onnx",
+        "--model",
+        "ddl.onnx",
+    ]
     line += ["--bin", "easy.bin", "hard.bin", "--output", "figures/fig.svg", "--json", "fig.json"]
     result = subprocess.run(line, cwd=folder, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
@@ -68,7 +77,7 @@ def test_two_models_on_two_sets(folder):
 )  # fmt: skip
 def test_mistakes_on_the_command_line(folder, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(folder)
-    assert main(arguments) == 2
+    assert main(["distributions", *arguments]) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert message in captured.err
@@ -80,7 +89,17 @@ def test_mistakes_on_the_command_line(folder, capsys, monkeypatch, arguments, me
 )
 def test_results_do_not_replace_an_input_or_each_other(folder, capsys, monkeypatch, output, json_file):
     monkeypatch.chdir(folder)
-    line = ["--model", "base.onnx", "--bin", "easy.bin", "--output", output, "--json", json_file]
+    line = [
+        "distributions",
+        "--model",
+        "base.onnx",
+        "--bin",
+        "easy.bin",
+        "--output",
+        output,
+        "--json",
+        json_file,
+    ]
     assert main(line) == 2
     assert f"--json: expected a file of its own, got {json_file}" in capsys.readouterr().err
     assert not (folder / "a.png").exists()

@@ -1,24 +1,17 @@
-"""`python -m ddl_plugin.analyze`: the similarity distributions of models on verification sets, as a figure."""
+"""`analyze distributions`: the similarity distributions of models on verification sets, as a figure."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from typing import Any
 
-from ddl_plugin.cli import Parser, run, uninterrupted, write_json
+from ddl_plugin.cli import uninterrupted, write_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluate.models import MODEL, model_names, open_model, progress_bar, require_outputs_distinct
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(lambda: _main(arguments))
-
-
-def _main(arguments: Sequence[str] | None) -> None:
-    parser = Parser(
-        "python -m ddl_plugin.analyze",
-        description="Draw the distributions of similarities of the same and of different persons.",
+def add(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "distributions", help="similarities of the same and of different persons, a column a model"
     )
     parser.add_argument("--model", action="append", required=True,
                         help=f"{MODEL} for a column each")  # fmt: skip
@@ -26,7 +19,7 @@ def _main(arguments: Sequence[str] | None) -> None:
                         help="InsightFace verification sets, a row each, e.g. easy.bin hard.bin")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FIGURE", help="a .png, .pdf or .svg file")
     parser.add_argument("--json", metavar="FILE", help="write the statistics there too")
-    _analyze(parser.parse_args(arguments))
+    parser.set_defaults(command=_analyze)
 
 
 def _analyze(options: Any) -> None:
@@ -71,7 +64,3 @@ def _print(statistics: dict[str, dict[str, dict[str, Any]]]) -> None:
     headers = ["set", "model", "same, mean", "different, mean", "margin", "intersection"]
     align = ("left", "left", *["right"] * 4)
     print(tabulate(table, headers=headers, disable_numparse=True, colalign=align))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

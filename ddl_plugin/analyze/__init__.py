@@ -1,0 +1,1 @@
+"""Figures of models and runs: one module a kind."""
