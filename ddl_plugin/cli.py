@@ -31,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[], None]) -> int:
     """Run `command`; turn its ending into an exit code and at most one line on stderr."""
     try:
-        command()
+        with _one_interrupt():
+            command()
         sys.stdout.flush()  # a broken pipe must show here, not at exit
     except UserError as error:
         return _fail("error", error, 2)
@@ -64,6 +65,26 @@ def _fail(kind: str, error: BaseException, code: int) -> int:
     text = " ".join(str(error).split())
     print(f"{kind}: {text}" if text else kind, file=sys.stderr)
     return code
+
+
+@contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """Only the first Ctrl-C counts until the block ends: another one would break off the cleaning up, where
+    threads of C++ libraries abort the process."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+
+    def interrupt(*_: Any) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

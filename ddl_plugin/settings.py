@@ -438,6 +438,7 @@ class RunSettings:
         None  # table joined by record number (.npz, .parquet, .csv); name in dataset_path or path
     )
     data_rand_mirror: bool = True
+    train_identities: float = 1.0  # part of the identities that is trained on, drawn by `seed`
     max_pairs_per_identity: int = 100  # positive pairs kept of one identity and distribution
     positive_pairs: str | None = None  # file of `prepare pairs`; name in dataset_path or path
     num_threads: int = 2  # decoding threads
@@ -503,6 +504,7 @@ class RunSettings:
                 _whole(name, getattr(self, name), 1)
         for name in ("lr", "wd", "mom", "fc7_lr_mult"):
             _number(name, getattr(self, name), 0.0)
+        _number("train_identities", self.train_identities, 0.0, 1.0, above=True)
         _number("max_damaged", self.max_damaged, 0.0, 1.0)
         require(self.mom < 1, "mom", self.mom, "a number below 1")
         for name in ("loss_m1", "loss_m2", "loss_m3", "loss_s"):

@@ -4,7 +4,8 @@ Paper      Table 3, rows "Ours"; Table 2 is its ablation
 Expected   rank-1 at d1, d2, d3: CASIA+R50 86.8, 98.3, 98.3; MS1M+R100 93.2, 99.2, 98.5
 Data       SCface (scface.org, on request), aligned to 112x112 in RecordIO: the 50 training subjects in
            train.rec, the 80 test subjects in val.rec; an attribute table with `record` and `distance` (1 is d1,
-           4.2 m; 2 is d2, 2.6 m; 3 is d3, 1.0 m); protocol.csv: frontal gallery, probes with their distance
+           4.2 m; 2 is d2, 2.6 m; 3 is d3, 1.0 m); protocol.csv: frontal gallery, probes with
+           their distance as condition (d1, d2, d3)
 Model      a ResNet50 of CASIA-WebFace or a ResNet100 of MS1M, both ArcFace
 Hardware   8 GPUs in the paper (Tesla P40): --devices gpu:0,1,2,3,4,5,6,7
 Command    python -m ddl_plugin.train recipes/scface_resolution.py pretrained=models/r50-casia/model,0

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -124,3 +125,31 @@ def test_outputs_are_neither_inputs_nor_each_other(tmp_path):
             require_distinct({"--json": same}, [model])
     with pytest.raises(UserError, match=r"--json: expected a file of its own, got a, which is what --output"):
         require_distinct({"--output": "a", "--json": "a"}, [])
+
+
+def test_a_second_ctrl_c_does_not_break_off_the_cleaning_up(capsys):
+    cleaned = []
+
+    def command():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.02)
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGINT)
+    assert run(command) == INTERRUPTED
+    assert cleaned == [True]
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_that_is_ignored_stays_so(capsys):
+    """As in a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from ddl_plugin.annotation.names import Names
-from ddl_plugin.data.attributes import RECORD, AttributeTable, made_by, read_columns, source
+from ddl_plugin.data.attributes import RECORD, AttributeTable, made_by, read_columns, same_records, source
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import reading
 
 #: How a user's table may name images beside their record numbers; each needs the names file.
 BY_NAME, BY_LABEL, BY_IDENTITY = "name", "label", "identity"
+_WAYS = (RECORD, BY_NAME, BY_LABEL, BY_IDENTITY)
 
 _VGG_IMAGE = re.compile(r"n\d{6}/\d{4}_\d{2}(?:\.jpg)?")
 _VGG_POSES = ("frontal", "three-quarter", "profile")  # of the 30 lines of an identity, 10 each
@@ -40,6 +41,9 @@ class Imported:
     table: AttributeTable
     listed: int  # rows of the sources
     missing: int  # of them those of no record: the data set was made without them
+    records: str | None = (
+        None  # the fingerprint of those whose numbers a table of the user's has, where it says so
+    )
 
 
 def import_vggface2(pose_list: str | os.PathLike, names: Names) -> Imported:
@@ -194,8 +198,21 @@ def import_tables(paths: Sequence[str | os.PathLike], names: Names | None = None
     sources = [_table_source(path, part.table) for path, part in zip(paths, parts, strict=True)]
     if names is not None:
         sources.append(source(names.path))
-    table = AttributeTable(keys, columns, provenance=made_by("prepare attributes table", sources=sources))
+    provenance = made_by("prepare attributes table", **_common_records(parts), sources=sources)
+    table = AttributeTable(keys, columns, provenance=provenance)
     return Imported(table, sum(part.listed for part in parts), sum(part.missing for part in parts))
+
+
+def _common_records(parts: Sequence[Imported]) -> dict[str, str]:
+    """The records that the tables say they are of; UserError where these are not the same."""
+    said = [part for part in parts if part.records is not None]
+    for part in said:
+        if not same_records(part.records, said[0].records):
+            raise UserError(
+                f"{part.table.path}: expected a table of the same records as {said[0].table.path}, got one that was "
+                "made from others, whose numbers mean other images; make both from one data set"
+            )
+    return {"records": said[0].records} if said else {}
 
 
 def _table_source(path: str | os.PathLike, table: AttributeTable) -> dict:
@@ -205,12 +222,12 @@ def _table_source(path: str | os.PathLike, table: AttributeTable) -> dict:
 
 def _join_records(path: Path, names: Names | None) -> Imported:
     """One table by record number."""
-    ways = (RECORD, BY_NAME, BY_LABEL, BY_IDENTITY)
-    columns, provenance = read_columns(path, one_of=ways, texts=(BY_NAME, BY_IDENTITY))
-    way = next(way for way in ways if way in columns)
+    columns, provenance = read_columns(path, one_of=_WAYS, texts=(BY_NAME, BY_IDENTITY))
+    way = next(way for way in _WAYS if way in columns)
     asked = columns.pop(way)
     if way == RECORD:
-        return Imported(AttributeTable(asked, columns, path, provenance), len(asked), 0)
+        records = (provenance or {}).get("records")
+        return Imported(AttributeTable(asked, columns, path, provenance), len(asked), 0, records)
     if names is None:
         raise UserError(
             f"{path}: expected a column {RECORD!r}, got {way!r}: which records these are the names file says; add --names"

@@ -65,8 +65,13 @@ class AttributeTable:
             )
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> AttributeTable:
-        """Read a table with a `record` column: .npz of one-dimensional arrays, .parquet, .csv with a header."""
+    def load(cls, path: str | os.PathLike, *, given_as: str | None = None) -> AttributeTable:
+        """Read a table with a `record` column: .npz of one-dimensional arrays, .parquet, .csv with a header.
+
+        given_as: the option or the key of the recipe that names it, for the message where it is not there.
+        """
+        if given_as is not None and not Path(path).is_file():
+            raise UserError(f"{given_as}: {_nothing_at(path)}")
         columns, provenance = read_columns(path)
         return cls(columns.pop(RECORD), columns, path, provenance)
 
@@ -113,6 +118,24 @@ class AttributeTable:
         )
 
 
+def require_of(table: AttributeTable, fingerprint: str) -> None:
+    """`UserError` where `table` says that it is of other records than those of this fingerprint.
+
+    Their file may have another name now. A table that says nothing is taken as it is.
+    """
+    made_from = (table.provenance or {}).get("records")
+    if made_from is not None and not same_records(made_from, fingerprint):
+        raise UserError(
+            f"{table.path}: expected a table of {fingerprint.split(':')[0]} as it is now, got one that was made from "
+            "other records, whose numbers mean other images; make it again from these"
+        )
+
+
+def same_records(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same records, whatever their files are called."""
+    return str(one).split(":")[-1] == str(other).split(":")[-1]
+
+
 def made_by(command: str, **facts: Any) -> dict[str, Any]:
     """What a table says of its origin: the program, the command, and what its values follow from."""
     return {"made_by": f"ddl_plugin {__version__}", "command": command, **facts}
@@ -137,16 +160,20 @@ def read_columns(
             f"{path}: expected an attribute table named .npz, .parquet or .csv, got {path.suffix!r}"
         )
     if not path.is_file():
-        raise UserError(
-            f"{path}: expected an attribute table, got nothing there; give a .csv, .npz or .parquet with a "
-            f"{RECORD!r} column and a column for each name in the rules"
-        )
+        raise UserError(_nothing_at(path))
     with reading(path):
         if path.suffix == ".csv":
             return _read_csv(path, one_of, texts), None
         columns, about = parquet.read(path) if path.suffix == ".parquet" else _read_npz(path)
     _require_one_of(path, one_of, list(columns))
     return columns, _read_provenance(path, about)
+
+
+def _nothing_at(path: str | os.PathLike) -> str:
+    return (
+        f"{path}: expected an attribute table, got nothing there; give a .csv, .npz or .parquet with a "
+        f"{RECORD!r} column and a column for each name in the rules"
+    )
 
 
 def _require_one_of(path: Path, wanted: Sequence[str], names: list[str]) -> None:

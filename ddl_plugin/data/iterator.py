@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -24,6 +24,25 @@ _PLANES = (SHAPE[2], *SHAPE[:2])
 _ATTEMPTS = 64  # other images tried for a row before there is held to be none
 
 
+def pixels_description(rows: int, *, planar: bool = False) -> mx.io.DataDesc:
+    """What a batch's `data` is: images as they are decoded, or float32 planes."""
+    if planar:
+        return mx.io.DataDesc("data", (rows, *_PLANES), np.float32)
+    return mx.io.DataDesc("data", (rows, *SHAPE), np.uint8, layout="NHWC")
+
+
+def planes(F, pixels):
+    """float32 (rows, 3, 112, 112), as networks take them, of a batch's pixels; F: mx.nd or mx.sym."""
+    return F.transpose(F.cast(pixels, dtype="float32"), axes=(0, 3, 1, 2))
+
+
+def _write_image(row: np.ndarray, image: np.ndarray, mirrored: bool) -> None:
+    if mirrored:
+        cv2.flip(image, 1, row)
+    else:
+        np.copyto(row, image)
+
+
 class BatchIterator(mx.io.DataIter):
     """Batches of training images in the order of steps `start`, `start` + 1, ... without end.
 
@@ -32,14 +51,16 @@ class BatchIterator(mx.io.DataIter):
     degradations, which depend on (seed, step, row) alone: the same step gives the same pixels whatever
     `threads` and `start`. first_row, whole_rows: where these rows stand in the batch of all machines, of which
     this one has a share; a share's pixels are those of its rows in the whole. threads: rows are decoded by so
-    many. prefetch: batches prepared ahead, each 150 KiB a row.
+    many. prefetch: batches prepared ahead, each 37 KiB a row.
 
     A row whose record is damaged gets another image, as the sampler's `spare` says: one that plays the same part
     in the batch, with its own label (of a pair both images change). Which one depends on (seed, step, row)
     and on what is damaged, not on what was read before. max_damaged: the part of the data set's records that
     may be damaged; with more the batches end in `UserError` with the record numbers.
 
-    Outputs per batch: data (rows, 3, 112, 112) float32 RGB 0..255 and softmax_label (rows,) float32.
+    Outputs per batch: data (rows, 112, 112, 3) uint8 RGB and softmax_label (rows,) float32. The images are as they
+    are decoded: float32 planes are four times as much to write here and to copy to a device; `planes` makes them
+    there. planar: data is (rows, 3, 112, 112) float32 all the same, for modules that take nothing else.
     A batch also has `step`, `index` ((rows,) int64 positions) and `distribution` ((rows,) int16).
 
     `next()` raises what went wrong in a thread, and does so again at each call. `reset()` goes back to `start`;
@@ -63,6 +84,7 @@ class BatchIterator(mx.io.DataIter):
         threads: int = 2,
         prefetch: int = 2,
         max_damaged: float = MAX_DAMAGED,
+        planar: bool = False,
     ):
         super().__init__(batch_size=sampler.rows)
         if threads < 1 or prefetch < 1:
@@ -85,7 +107,7 @@ class BatchIterator(mx.io.DataIter):
         self._pending: deque[_Batch] = deque()
         self._next_step = start
         rows = sampler.rows
-        self.provide_data = [mx.io.DataDesc("data", (rows, *_PLANES), np.float32)]
+        self.provide_data = [pixels_description(rows, planar=planar)]
         self.provide_label = [mx.io.DataDesc("softmax_label", (rows,), np.float32)]
 
     def next(self) -> mx.io.DataBatch:
@@ -133,7 +155,8 @@ class BatchIterator(mx.io.DataIter):
 
     def _submit(self, step: int) -> _Batch:
         rows = self._sampler.rows
-        pixels = self._buffers.pop() if self._buffers else np.empty((rows, *_PLANES), np.float32)
+        described = self.provide_data[0]
+        pixels = self._buffers.pop() if self._buffers else np.empty(described.shape, described.dtype)
         batch = _Batch(step, pixels)
         # Rows dealt out in turn: those of one distribution, dear where it is degraded, lie side by side.
         parts = (range(first, rows, self._threads) for first in range(min(self._threads, rows)))
@@ -159,8 +182,7 @@ class BatchIterator(mx.io.DataIter):
         """Write the pixels of `rows`; rows of damaged records are noted in the batch."""
         self._prepare(batch)
         positions, distribution = batch.sampled.positions.tolist(), batch.sampled.distribution.tolist()
-        mirror, planes = np.empty(SHAPE, np.uint8), np.empty(_PLANES, np.uint8)
-        channels = list(planes)
+        write = self._write()
         for row in rows:
             if batch.dropped:
                 return
@@ -172,11 +194,21 @@ class BatchIterator(mx.io.DataIter):
             degradation = self._degradations[distribution[row]]
             if degradation:
                 image = degrade(image, degradation, self._random.pixels(batch.step, row))
-            if batch.mirrored[row]:
-                image = cv2.flip(image, 1, mirror)
-            # By way of the planes: half the time of a transposed copy that converts.
-            cv2.split(image, channels)
-            batch.pixels[row] = planes
+            write(batch.pixels[row], image, batch.mirrored[row])
+
+    def _write(self) -> Callable[[np.ndarray, np.ndarray, bool], None]:
+        """write(row of a batch, image, mirrored), with memory of its own."""
+        if self.provide_data[0].dtype == np.uint8:
+            return _write_image
+        mirror, planes = np.empty(SHAPE, np.uint8), np.empty(_PLANES, np.uint8)
+        channels = list(planes)
+
+        def write_planes(row: np.ndarray, image: np.ndarray, mirrored: bool) -> None:
+            # By way of bytes: half the time of a transposed copy that converts.
+            cv2.split(cv2.flip(image, 1, mirror) if mirrored else image, channels)
+            row[:] = planes
+
+        return write_planes
 
     def _prepare(self, batch: _Batch) -> None:
         """Sample the batch; whichever thread comes first does."""
@@ -233,7 +265,7 @@ class _Batch:
 
     def __init__(self, step: int, pixels: np.ndarray):
         self.step = step
-        self.pixels = pixels  # (rows, 3, 112, 112) float32
+        self.pixels = pixels  # uint8 (rows, 112, 112, 3), or float32 planes
         self.sampled: SampledBatch | None = None
         self.mirrored: list[bool] = []
         self.damaged: dict[int, DamagedRecordError] = {}  # by row

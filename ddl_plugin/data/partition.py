@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from ddl_plugin.data.records import Records
 from ddl_plugin.data.rules import select
 from ddl_plugin.errors import UserError
 from ddl_plugin.settings import DDLSettings, Degradation, HardSettings
+
+_IDENTITIES = 20  # what a stream of random numbers is for, beside those of the samplers
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,32 @@ class Partition:
             for d in self.distributions
         ]
 
+    def of_identities(self, labels: np.ndarray, part: float, seed: int) -> Partition:
+        """With the images of `part` of all identities alone, at least one, drawn by `seed`.
+
+        labels: (N,) int, identity of each position. Of two parts with one seed the smaller is within the larger.
+        """
+        everyone = np.unique(labels)
+        drawn = np.random.default_rng((seed, _IDENTITIES)).permutation(everyone)
+        kept = drawn[: max(1, round(part * len(everyone)))]
+        return Partition(tuple(_of_identities(one, labels, kept) for one in self.distributions))
+
     def members(self, count: int) -> np.ndarray:
         """Which of `count` positions each distribution has: bool (K + 1, count)."""
         members = np.zeros((len(self.distributions), count), bool)
         for own, distribution in zip(members, self.distributions, strict=True):
             own[distribution.positions] = True
         return members
+
+
+def _of_identities(distribution: Distribution, labels: np.ndarray, kept: np.ndarray) -> Distribution:
+    own = labels[distribution.positions]
+    there = np.isin(own, kept)
+    return dataclasses.replace(
+        distribution,
+        positions=distribution.positions[there],
+        identities=len(np.unique(own[there])),
+    )
 
 
 def build_partition(
@@ -61,7 +84,7 @@ def build_partition(
     batch holds b singles of distinct ones) and for no identity with two images (there would be no pair).
     """
     if settings.online is not None:
-        return _undivided(records, settings.easy, attributes)
+        return undivided(records, settings.easy, attributes)
     names, distributions = iter(settings.names), []
     for team in settings.teams:
         name = next(names)
@@ -79,8 +102,8 @@ def build_partition(
     return Partition(tuple(distributions))
 
 
-def _undivided(records: Records, rule: str | None, attributes: AttributeTable | None) -> Partition:
-    """The images that online DDL divides while it trains: those that `rule` selects, or all."""
+def undivided(records: Records, rule: str | None, attributes: AttributeTable | None) -> Partition:
+    """One distribution, undivided: the images that `rule` selects, or all."""
     if rule is not None:
         return single_partition(records, rule, attributes)
     positions = np.arange(len(records), dtype=np.int64)

@@ -78,7 +78,9 @@ def collect(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, float]]:
         models = result["models"]
         if "base" in models:
             found.setdefault((BASE_ROW, run.seed), measures(models["base"]))
-        found[run.row.name, run.seed] = measures(models[run.settings.loss])
+        loss = run.settings.loss
+        speed = {"images/s": result["runs"][loss]["images_per_second"]}
+        found[run.row.name, run.seed] = {**measures(models[loss]), **speed}
     return found
 
 

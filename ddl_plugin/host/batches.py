@@ -48,6 +48,6 @@ def epochs(settings: RunSettings, dataset: Dataset, devices: int, rank: int, wor
         [distribution.degradation for distribution in dataset.partition.distributions],
         mirror=settings.data_rand_mirror, seed=settings.seed, first_row=share.first_row,
         whole_rows=sampler.rows, threads=settings.num_threads,
-        max_damaged=settings.max_damaged,
+        max_damaged=settings.max_damaged, planar=True,
     )  # fmt: skip
     return EpochIterator(batches, share.steps_per_epoch)

@@ -114,6 +114,11 @@ def check_records(
         path = path / "train.rec"
     if not path.is_file():
         raise UserError(f"{path}: expected a .rec file, or a folder with train.rec, got nothing there")
+    if path.suffix != ".rec":
+        raise UserError(
+            f"{path}: expected a .rec file, or a folder with train.rec, got a file of another kind; "
+            "give the .rec, whose .idx lies beside it"
+        )
     check = _Check(path)
     check.index()
     check.records()

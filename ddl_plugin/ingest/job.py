@@ -108,6 +108,10 @@ def _check(sources, output: Path, treatment: Treatment, landmarks, min_images: i
         raise UserError(f"--min-images: expected a whole number >= 1, got {min_images}")
     if not treatment.min_face >= 0:
         raise UserError(f"--min-face: expected a number of pixels >= 0, got {treatment.min_face}")
+    if output.exists() and not output.is_dir():
+        raise UserError(
+            f"--output: expected a folder, got the file {output}; name a folder, which is made if need be"
+        )
     resolved = [Path(source).resolve() for source in sources]
     twice = next((path for i, path in enumerate(resolved) if path in resolved[:i]), None)
     if twice is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddl_plugin.errors import UserError
+from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.ingest.landmarks import file_landmarks
 from ddl_plugin.ingest.sources import (
     LISTED_TWICE,
@@ -140,13 +140,21 @@ def _mark_listed_twice(rows: np.ndarray, folder: Path, sources: tuple[Source, ..
 def _named(path: Path, names: list[str]) -> np.ndarray:
     """Which identities a file names, one a line: bool (identities,)."""
     wanted = {shown(line.strip()) for _, line in lines(path)}
-    named = np.array([name in wanted for name in names], bool)
-    if not named.any():
+    if not wanted:
+        raise UserError(f"{path}: expected names of identities, one a line, got none")
+    unknown = sorted(wanted.difference(names))
+    if unknown:
+        others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{path}: expected names of identities, one a line, such as {names[0] if names else '?'!r}, got none "
-            f"of the {len(names)} that there are"
+            f"{path}: expected names of identities, one a line, got {unknown[0]!r}{others}, "
+            f"which none of the {len(names)} is called{_nearest(unknown[0], names)}"
         )
-    return named
+    return np.array([name in wanted for name in names], bool)
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    hint = did_you_mean(name, names)
+    return hint if len(hint) < 200 else f"; they are such as {names[0]!r}"  # where none is near it lists all
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddl_plugin.cli import require_distinct, write_json
 from ddl_plugin.errors import CheckError
 from ddl_plugin.prepare.record_files import record_files
+from ddl_plugin.prepare.words import images_each, images_of_identities
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -29,7 +30,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     least, median, most = report.images_per_identity
     print(
-        f"{report.path}: {report.images} images of {report.identities} identities, {least} to {most} images each "
+        f"{report.path}: {images_of_identities(report.images, report.identities)}, {images_each(least, most)} "
         f"(median {median:g})" + ("" if report.decoded else "; the images were not decoded")
     )
     for finding in report.findings:

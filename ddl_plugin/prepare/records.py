@@ -9,6 +9,7 @@ from typing import Any
 from ddl_plugin.cli import require_distinct, write_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.prepare.record_files import record_files
+from ddl_plugin.prepare.words import images_each, images_of_identities
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -126,8 +127,8 @@ def _text(output: Path, report: dict[str, Any]) -> str:
         rows += [(title, text, what["count"], _some(what["first"])) for text, what in report[kind].items()]
     table = tabulate(rows, headers=("", "", "images", "the first of them"), tablefmt="simple")
     return (
-        f"{table}\n\n{output / 'train.rec'}: {report['images']} images of {report['identities']} identities, "
-        f"{each['min']} to {each['max']} images each (median {each['median']:g})"
+        f"{table}\n\n{output / 'train.rec'}: {images_of_identities(report['images'], report['identities'])}, "
+        f"{images_each(each['min'], each['max'])} (median {each['median']:g})"
     )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddl_plugin.data.attributes import AttributeTable
+from ddl_plugin.data.attributes import AttributeTable, require_of
 from ddl_plugin.data.partition import Partition, build_partition
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
@@ -95,7 +94,7 @@ def _hard(text: str) -> str | dict:
 
 def _by_recipe(options: argparse.Namespace) -> Sets:
     from ddl_plugin.recipe import load_recipe
-    from ddl_plugin.training.dataset import dataset_folder, in_folder
+    from ddl_plugin.training.dataset import SYNTHETIC, SYNTHETIC_FOLDER, dataset_folder, in_folder
 
     name, *overrides = options.recipe
     stray = next((text for text in overrides if "=" not in text), None)
@@ -106,28 +105,26 @@ def _by_recipe(options: argparse.Namespace) -> Sets:
     settings = load_recipe(name, overrides)
     if settings.ddl is None:
         raise UserError(f"{name}: expected config.ddl with easy and hard sets, got none")
+    if options.records is None and settings.dataset_path == SYNTHETIC:
+        drawn = (SYNTHETIC_FOLDER / "train.rec").is_file()
+        print(f"{SYNTHETIC_FOLDER}: the synthetic data set, {'drawn before' if drawn else 'being drawn'}")
     path = dataset_folder(settings) if options.records is None else options.records
     records = Records(path, max_damaged=settings.max_damaged)
-    attributes = options.attributes
-    if attributes is None and settings.attributes is not None:
-        attributes = in_folder(records.path.parent, settings.attributes)
-    return _opened(records, settings.ddl, attributes, settings)
-
-
-def _of_others(table: AttributeTable, records: Records) -> bool:
-    """Does the table say that it is of other records? Their file may have another name now."""
-    made_from = (table.provenance or {}).get("records")
-    return made_from is not None and made_from.split(":")[-1] != records.fingerprint().split(":")[-1]
+    if options.attributes is not None or settings.attributes is None:
+        return _opened(records, settings.ddl, options.attributes, settings)
+    attributes = in_folder(records.path.parent, settings.attributes)
+    return _opened(records, settings.ddl, attributes, settings, given_as="the recipe's 'attributes'")
 
 
 def _opened(
-    records: Records, settings: DDLSettings, attributes: Path | None, recipe: RunSettings | None
+    records: Records,
+    settings: DDLSettings,
+    attributes: Path | None,
+    recipe: RunSettings | None,
+    given_as: str = "--attributes",
 ) -> Sets:
-    table = None if attributes is None else AttributeTable.load(attributes)
-    if table is not None and _of_others(table, records):
-        print(
-            f"note: {attributes} says that it was made from other records than {records.path}; where record numbers "
-            "mean other images, so do the sets",
-            file=sys.stderr,
-        )
+    table = None
+    if attributes is not None:
+        table = AttributeTable.load(attributes, given_as=given_as)
+        require_of(table, records.fingerprint())
     return Sets(records, build_partition(records, settings, table), settings.b, table, recipe)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ddl_plugin.cli import write_json
+from ddl_plugin.prepare.words import images_of_identities
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -38,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> None:
         force=arguments.force,
     )
     print(
-        f"{arguments.output}: {made['train_images']} images of {made['identities']} identities for training, "
+        f"{arguments.output}: {images_of_identities(made['train_images'], made['identities'])} for training, "
         f"{made['validation_images']} of {made['validation_identities']} others for validation, "
         f"{made['easy_pairs']} easy and {made['hard_pairs']} hard pairs, seed {made['seed']}"
     )

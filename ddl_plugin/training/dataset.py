@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.data.attributes import AttributeTable
+from ddl_plugin.data.attributes import AttributeTable, require_of
 from ddl_plugin.data.pairs import Pairs, open_pairs, prepared_pairs
-from ddl_plugin.data.partition import Partition, build_partition, single_partition
+from ddl_plugin.data.partition import Partition, build_partition, single_partition, undivided
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.recipe import describe
@@ -67,13 +67,22 @@ def open_partition(settings: RunSettings) -> tuple[Path, Records, Partition | No
     records = Records(folder, max_damaged=settings.max_damaged)
     table = None
     if settings.attributes is not None:
-        table = AttributeTable.load(in_folder(folder, settings.attributes))
+        table = AttributeTable.load(
+            in_folder(folder, settings.attributes), given_as="the recipe's 'attributes'"
+        )
+        require_of(table, records.fingerprint())
+    partition = _partition(settings, records, table)
+    if settings.train_identities < 1:
+        partition = partition or undivided(records, None, None)
+        partition = partition.of_identities(records.labels, settings.train_identities, settings.seed)
+    return folder, records, partition
+
+
+def _partition(settings: RunSettings, records: Records, table: AttributeTable | None) -> Partition | None:
     rule = settings.sampler_options.get("rule")
     if rule is not None:
-        return folder, records, single_partition(records, rule, table)
-    if settings.ddl is None:
-        return folder, records, None
-    return folder, records, build_partition(records, settings.ddl, table)
+        return single_partition(records, rule, table)
+    return None if settings.ddl is None else build_partition(records, settings.ddl, table)
 
 
 def open_dataset(

@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddl_plugin.data.iterator import planes
 from ddl_plugin.loss.gathered import GatheredLoss
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.training.machines import Machines
+
+
+def of_bytes(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
+    """`symbol` with `data` as `BatchIterator` gives it, uint8 images, which each device converts for itself."""
+    return symbol(data=planes(mx.sym, mx.sym.Variable("data")))
 
 
 class StepModule(mx.mod.Module):

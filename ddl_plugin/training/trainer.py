@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.backbone.checkpoint import IMAGE_SHAPE, Arrays, Backbone, save_backbone
-from ddl_plugin.data.iterator import BatchIterator
+from ddl_plugin.backbone.checkpoint import Arrays, Backbone, save_backbone
+from ddl_plugin.data.iterator import BatchIterator, pixels_description
 from ddl_plugin.data.sampler import Share
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.mxnet_setup import mx
@@ -23,7 +23,7 @@ from ddl_plugin.training.dataset import Dataset
 from ddl_plugin.training.graph import fixed_gammas, gathered_loss, training_graph
 from ddl_plugin.training.log import NoLog, RunLog
 from ddl_plugin.training.machines import END_THE_REST, Machines, WorkerLostError
-from ddl_plugin.training.module import StepModule
+from ddl_plugin.training.module import StepModule, of_bytes
 from ddl_plugin.training.progress import Progress, interrupts
 from ddl_plugin.training.state import RunState, load_state, save_state
 
@@ -224,9 +224,9 @@ class Trainer:
     def _bound_module(self, state: RunState) -> StepModule:
         rows = self._sampler.rows
         module = StepModule(
-            self._graph.symbol, self._contexts, gathered=self._gathered, machines=self._machines
+            of_bytes(self._graph.symbol), self._contexts, gathered=self._gathered, machines=self._machines
         )
-        module.bind([("data", (rows, *IMAGE_SHAPE))], [("softmax_label", (rows,))])
+        module.bind([pixels_description(rows)], [("softmax_label", (rows,))])
         module.init_params(
             arg_params={name: mx.nd.array(array) for name, array in state.arg.items()},
             aux_params={name: mx.nd.array(array) for name, array in state.aux.items()},

@@ -202,7 +202,7 @@ def test_tables_by_record_are_joined(tmp_path):
     assert table.columns["race"].tolist() == ["", "b", "", "d"]
     np.testing.assert_array_equal(table.columns["age"], [NAN, 40, NAN, NAN])
     sources = [{**source_of(tmp_path / "p.npz"), "provenance": about}, source_of(race)]
-    assert table.provenance == made_by("prepare attributes table", sources=sources)
+    assert table.provenance == made_by("prepare attributes table", records="x", sources=sources)
 
 
 def test_a_table_by_name(tmp_path):
@@ -272,3 +272,31 @@ def test_true_and_false_have_no_holes(tmp_path):
         UserError, match=r"a\.npz: column 'frontal': expected True or False .*, got none for 1;"
     ):
         import_tables([tmp_path / "a.npz", yaw])
+
+
+def test_a_joined_table_says_of_which_records_it_is(tmp_path):
+    keys = np.arange(1, 4)
+    for name, about in (
+        ("a", {"records": "train.rec:77"}),
+        ("b", {"records": "renamed.rec:77"}),
+        ("c", None),
+    ):
+        AttributeTable(keys, {name: keys * 1.0}, provenance=about).save(tmp_path / f"{name}.npz")
+    AttributeTable(keys, {"d": keys * 1.0}, provenance={"records": "train.rec:78"}).save(tmp_path / "d.npz")
+    paths = {name: tmp_path / f"{name}.npz" for name in "abcd"}
+    assert import_tables([paths["c"]]).table.provenance.get("records") is None
+    joined = import_tables([paths["c"], paths["a"], paths["b"]]).table
+    assert joined.provenance["records"] == "train.rec:77"
+    with pytest.raises(
+        UserError, match=r"d\.npz: expected a table of the same records as .*a\.npz, got one that was"
+    ):
+        import_tables([paths["a"], paths["c"], paths["d"]])
+
+
+def test_a_table_by_name_is_of_the_records_that_the_names_are_of(tmp_path):
+    (tmp_path / "train_names.txt").write_text("1\t0\tx\n2\t0\ty\n")
+    columns = {"name": np.array(["y", "x"]), "yaw": np.array([2.0, 1.0])}
+    np.savez(tmp_path / "a.npz", **columns, provenance=np.array('{"records": "other.rec:5"}'))
+    table = import_tables([tmp_path / "a.npz"], Names.load(tmp_path / "train_names.txt")).table
+    assert table.columns["yaw"].tolist() == [1.0, 2.0]
+    assert "records" not in table.provenance

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddl_plugin.data.degrade import degrade
-from ddl_plugin.data.iterator import BatchIterator
+from ddl_plugin.data.iterator import BatchIterator, planes
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.data.sampler import ImageSampler, SampledBatch
 from ddl_plugin.errors import UserError
@@ -71,7 +71,9 @@ def test_batch_holds_the_sampled_rows(records):
     sampler = HalfHard()
     with BatchIterator(records, sampler, records.labels, [CLEAN, CLEAN], mirror=False) as iterator:
         assert iterator.batch_size == 16
-        assert [tuple(d) for d in iterator.provide_data] == [("data", (16, 3, 112, 112))]
+        assert [(d.name, d.shape, d.dtype) for d in iterator.provide_data] == [
+            ("data", (16, 112, 112, 3), np.uint8)
+        ]
         assert [tuple(d) for d in iterator.provide_label] == [("softmax_label", (16,))]
         for step in range(4):
             batch = iterator.next()
@@ -81,11 +83,40 @@ def test_batch_holds_the_sampled_rows(records):
             assert np.array_equal(batch.index, sampled.positions)
             assert np.array_equal(batch.distribution, sampled.distribution)
             pixels, labels = batch.data[0].asnumpy(), batch.label[0].asnumpy()
-            assert pixels.dtype == labels.dtype == np.float32
+            assert (pixels.dtype, labels.dtype) == (np.uint8, np.float32)
             assert np.array_equal(labels, sampled.positions // 3)
             for row, position in enumerate(sampled.positions):
-                expected = records.image(position).transpose(2, 0, 1)  # RGB 0..255
-                assert np.array_equal(pixels[row], expected)
+                assert np.array_equal(pixels[row], records.image(position))
+
+
+def test_planar_batches_are_the_same_images_as_float32_planes(records):
+    options = {"mirror": True, "seed": 3}
+    with (
+        BatchIterator(records, HalfHard(), records.labels, [CLEAN, DARK], **options) as images,
+        BatchIterator(records, HalfHard(), records.labels, [CLEAN, DARK], **options, planar=True) as planar,
+    ):
+        (described,) = planar.provide_data
+        assert (described.name, described.shape, described.dtype) == ("data", (16, 3, 112, 112), np.float32)
+        for _ in range(4):
+            found = planar.next().data[0].asnumpy()
+            assert found.dtype == np.float32
+            assert np.array_equal(found, images.next().data[0].asnumpy().transpose(0, 3, 1, 2))
+
+
+def test_planes_are_what_networks_take(records):
+    from ddl_plugin.mxnet_setup import mx
+
+    images = np.stack([records.image(i) for i in range(3)])
+    graph = planes(mx.sym, mx.sym.Variable("data")).bind(
+        mx.cpu(), {"data": mx.nd.array(images, dtype="uint8")}
+    )
+    for found in (planes(mx.nd, mx.nd.array(images, dtype="uint8")), graph.forward()[0]):
+        assert found.dtype == np.float32
+        assert found.shape == (3, 3, 112, 112)
+        values = found.asnumpy()
+        for i in range(3):
+            for channel in range(3):  # R, G, B
+                assert np.array_equal(values[i, channel], images[i, :, :, channel])
 
 
 def test_labels_are_the_ones_given(records):
@@ -122,11 +153,11 @@ def test_pixels_are_not_taken_back_while_mxnet_needs_them(records):
             batch = iterator.next()
             for _ in range(4):  # so that the engine is behind
                 work = mx.nd.dot(work, work) * 0
-            sums.append(batch.data[0].sum(axis=(1, 2, 3)) + work[0, 0])
+            sums.append(batch.data[0].astype("float32").sum(axis=(1, 2, 3)) + work[0, 0])
             del batch
         found = [one.asnumpy() for one in sums]
     for step, (_, pixels, _) in enumerate(batches(records, 6, degradations=[CLEAN, CLEAN])):
-        assert np.allclose(found[step], pixels.sum(axis=(1, 2, 3)), rtol=1e-5)
+        assert np.allclose(found[step], pixels.astype(np.float32).sum(axis=(1, 2, 3)), rtol=1e-5)
 
 
 def test_pixels_outlive_the_iterator(records):
@@ -156,8 +187,8 @@ def test_rows_are_mirrored_half_of_the_time(records):
     mirrored = []
     for step, pixels, _ in batches(records, 30, degradations=[CLEAN, CLEAN]):
         for row, position in enumerate(HalfHard().batch(step).positions):
-            plain = records.image(position).transpose(2, 0, 1)
-            flipped = plain[:, :, ::-1]
+            plain = records.image(position)
+            flipped = plain[:, ::-1]
             assert np.array_equal(pixels[row], plain) or np.array_equal(pixels[row], flipped)
             mirrored.append(np.array_equal(pixels[row], flipped))
     assert abs(np.mean(mirrored) - 0.5) < 0.12  # five standard deviations of 480 draws
@@ -183,7 +214,7 @@ def test_degraded_before_mirrored(records):
         pixels = iterator.next().data[0].asnumpy()
         for row in range(16):
             expected = degrade(records.image(row % 8), DARK, iterator._random.pixels(0, row))
-            assert np.array_equal(pixels[row], expected.transpose(2, 0, 1))
+            assert np.array_equal(pixels[row], expected)
 
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 5, "prefetch": 1}, {"prefetch": 6}])
@@ -301,5 +332,5 @@ def test_real_records(shared_data):
         batch = iterator.next()
     pixels = batch.data[0].asnumpy()
     for row, position in enumerate(batch.index):
-        assert np.array_equal(pixels[row], records.image(position).transpose(2, 0, 1))
+        assert np.array_equal(pixels[row], records.image(position))
     assert np.array_equal(batch.label[0].asnumpy(), records.labels[batch.index])

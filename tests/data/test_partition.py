@@ -77,6 +77,23 @@ def test_online_the_images_are_not_divided(records, table):
     assert build_partition(records, some, table).distributions[0].positions.tolist() == [0, 1, 2, 6, 7, 8]
 
 
+def test_a_part_of_the_identities_is_drawn_by_the_seed(records, table):
+    everything = build_partition(records, DDLSettings(b=2, easy="abs(yaw) < 10", hard={"blur": 2}), table)
+    whole = set(records.labels)
+    kept = {}
+    for part in (0.25, 0.5, 0.75, 1.0):
+        some = everything.of_identities(records.labels, part, seed=3)
+        for one, of in zip(some.distributions, everything.distributions, strict=True):
+            own = set(records.labels[one.positions])
+            assert one.identities == len(own) == round(part * len(whole))
+            expected = [i for i in of.positions if records.labels[i] in own]
+            assert one.positions.tolist() == expected
+        kept[part] = own
+    assert kept[0.25] < kept[0.5] < kept[0.75] < kept[1.0] == whole
+    others = [everything.of_identities(records.labels, 0.5, seed) for seed in range(10)]
+    assert len({tuple(one.distributions[0].positions) for one in others}) > 2
+
+
 def test_degradation_needs_no_table(records):
     partition = build_partition(records, DDLSettings(b=4, hard={"size": (12, 16)}))
     easy, hard = partition.distributions

@@ -219,7 +219,7 @@ def test_a_rec_without_header_record_whose_labels_are_mixed(tmp_path):
 
 
 def test_sets_are_joined_and_their_identities_stay_apart(three_sets, tmp_path):
-    (tmp_path / "drop.txt").write_text("1/7\n2/4\nnobody\n")
+    (tmp_path / "drop.txt").write_text("1/7\n2/4\n")
     report = write_records(
         [three_sets / "one", three_sets / "two", three_sets / "people"],
         tmp_path / "out",
@@ -239,9 +239,26 @@ def test_identities_are_kept_by_name_through_a_set(three_sets, tmp_path):
     write_records([three_sets / "named"], tmp_path / "out", keep=tmp_path / "keep.txt", workers=1)
     lines = (tmp_path / "out" / "train_names.txt").read_text()
     assert lines == "1\t0\tBob\tBob/0.jpg\n2\t0\tBob\tBob/1.jpg\n"
-    (tmp_path / "keep.txt").write_text("Eve\n")
-    with pytest.raises(UserError, match=r"keep\.txt: expected names .* such as 'Ann', got none of the 2"):
+    (tmp_path / "keep.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"keep\.txt: expected names of identities, one a line, got none$"):
         write_records([three_sets / "named"], tmp_path / "none", keep=tmp_path / "keep.txt")
+
+
+@pytest.mark.parametrize("option", ["keep", "drop"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Bob\nAnnn\n", "got 'Annn', which none of the 2 is called; did you mean 'Ann'?"),
+        ("Zoe\nBob\nYves\n", "got 'Yves' and 1 more, which none of the 2 is called; known: Ann, Bob"),
+    ],
+)
+def test_a_misspelt_identity_is_named(three_sets, tmp_path, option, content, message):
+    (tmp_path / "names.txt").write_text(content)
+    with pytest.raises(UserError) as refused:
+        write_records([three_sets / "named"], tmp_path / "none", **{option: tmp_path / "names.txt"})
+    text = f"{tmp_path / 'names.txt'}: expected names of identities, one a line, {message}"
+    assert str(refused.value) == text
+    assert not (tmp_path / "none" / "train.rec").exists()
 
 
 def test_names_beside_a_rec_of_another_tool(three_sets, tmp_path):

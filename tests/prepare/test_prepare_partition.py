@@ -162,14 +162,39 @@ def test_small_sets_can_be_looked_at_without_a_recipe(place):
     )
 
 
-def test_a_table_of_other_records_is_noted(place, capsys):
+def test_a_table_of_other_records_is_refused(place, capsys):
     table = AttributeTable.load("data/pose.npz")
     arguments = ["partition", "data", *RULES, "--attributes", "of.npz", "--output", "out"]
     own = Records("data").fingerprint().replace("train.rec:", "renamed.rec:")
-    for made_from, noted in ((own, False), ("train.rec:0123", True)):
+    for made_from, code in ((own, 0), ("train.rec:0123", 2)):
         AttributeTable(table.keys, table.columns, provenance={"records": made_from}).save("of.npz")
-        assert main(arguments) == 0
-        assert ("of.npz says that it was made from other records" in capsys.readouterr().err) == noted
+        assert main(arguments) == code
+        refused = (
+            "of.npz: expected a table of train.rec as it is now, got one that was made from other records"
+        )
+        assert (refused in capsys.readouterr().err) == (code == 2)
+
+
+def test_a_missing_table_is_told_with_what_names_it(place, capsys):
+    assert main(["partition", "data", *RULES, "--attributes", "no.npz", "--output", "out"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: --attributes: no.npz: expected an attribute table, got nothing"
+    )
+    assert main(["partition", "data", "--recipe", "demo", "attributes=no.npz", "--output", "out"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: the recipe's 'attributes': no.npz: expected an attribute table"
+    )
+
+
+def test_a_recipe_of_the_drawn_faces_says_so(place, capsys, monkeypatch):
+    from ddl_plugin.data import synthetic
+
+    monkeypatch.setattr(
+        synthetic, "ensure", lambda folder: synthetic.generate(folder, identities=16, images=8)
+    )
+    for said in ("being drawn", "drawn before"):
+        main(["partition", "--recipe", "demo", "--output", "out"])
+        assert capsys.readouterr().out.startswith(f"data/synthetic: the synthetic data set, {said}\n")
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,35 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, mon
     stderr = capsys.readouterr().err
     assert message in stderr and stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_one_is_singular(people, tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("Bob\n")
+    arguments = ["records", people, "--output", tmp_path / "one", "--keep-identities", tmp_path / "keep.txt"]
+    assert main(list(map(str, [*arguments, "--workers", 1]))) == 0
+    said = capsys.readouterr().out
+    assert main(["check", str(tmp_path / "one"), "--workers", "1"]) == 0
+    for text in (said, capsys.readouterr().out):
+        assert "train.rec: 1 image of 1 identity, 1 image each (median 1)" in text
+
+
+def test_a_file_where_the_folder_should_be(people, tmp_path, capsys):
+    (tmp_path / "there").write_text("mine")
+    assert main(["records", str(people), "--output", str(tmp_path / "there")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --output: expected a folder, got the file {tmp_path / 'there'}; "
+        "name a folder, which is made if need be\n"
+    )
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["train.idx", "names.txt"])
+def test_check_is_for_a_rec(tmp_path, capsys, name):
+    (tmp_path / name).write_text("0\t0\n")
+    assert main(["check", str(tmp_path / name)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(
+        f"error: {tmp_path / name}: expected a .rec file, or a folder with train.rec, got a"
+    )
+    assert said.err.count("\n") == 1

@@ -229,3 +229,30 @@ def test_a_worker_with_other_data_is_refused(everywhere, settings_of, small_synt
 def assert_refused_in_worker_2(results, message):
     assert isinstance(results[2], UserError)
     assert re.match(message, str(results[2]))
+
+
+def test_a_table_of_other_records_is_refused(settings_of, tmp_path):
+    settings = settings_of()
+    folder = tmp_path / "data"
+    shutil.copytree(dataset_folder(settings), folder)
+    table, own = AttributeTable.load(folder / "attributes.npz"), Records(folder).fingerprint()
+    settings = dataclasses.replace(settings, dataset_path=str(folder), attributes="of.npz")
+    with pytest.raises(
+        UserError, match=r"^the recipe's 'attributes': of\.npz: expected an attribute table, got noth"
+    ):
+        open_partition(settings)
+    AttributeTable(table.keys, table.columns, provenance={"records": own}).save(folder / "of.npz")
+    open_partition(settings)
+    AttributeTable(table.keys, table.columns, provenance={"records": own[:-1] + "x"}).save(folder / "of.npz")
+    with pytest.raises(
+        UserError, match=r"of\.npz: expected a table of train\.rec as it is now, .* from other records"
+    ):
+        open_partition(settings)
+
+
+def test_a_part_of_the_identities_is_trained_on(settings_of, small_synthetic):
+    for changes in ({}, {"sampler": "images", "per_batch_size": 4, "ddl": None, **from_scratch}):
+        settings = dataclasses.replace(settings_of(), **changes, train_identities=0.4)
+        _, records, partition = open_partition(settings)
+        for distribution in partition.distributions:
+            assert len(set(records.labels[distribution.positions])) == distribution.identities == 4

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ddl_plugin import registry
+from ddl_plugin.data.iterator import planes
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.settings import IDENTITY_LOSSES
@@ -49,7 +50,7 @@ def batches(monkeypatch):
             batch = super().next()
             seen.before.get(batch.step, lambda: None)()
             seen.steps.append(batch.step)
-            seen.data.append(batch.data[0].asnumpy())
+            seen.data.append(planes(mx.nd, batch.data[0]).asnumpy())
             seen.labels.append(batch.label[0].asnumpy())
             return batch
 
