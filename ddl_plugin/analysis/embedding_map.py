@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.analysis.figures import _STYLE, _matplotlib, _save, check_output
+from ddl_plugin.analysis.drawing import STYLE, check_output, open_matplotlib, save
 from ddl_plugin.data.degrade import degrade
 from ddl_plugin.data.faces import readable_faces
 from ddl_plugin.data.records import Records
@@ -98,8 +98,8 @@ def map_figure(maps: Mapping[str, np.ndarray], shown: Shown, path: str | os.Path
     The axes of a t-SNE map have no unit: distances mean something within a neighbourhood only.
     """
     path = check_output(path)
-    matplotlib, figure_class, canvas_class = _matplotlib()
-    with matplotlib.rc_context(_STYLE):
+    matplotlib, figure_class, canvas_class = open_matplotlib()
+    with matplotlib.rc_context(STYLE):
         figure = figure_class(figsize=(_PANEL * len(maps), _PANEL + 0.6), layout="constrained")
         canvas_class(figure)
         axes = figure.subplots(1, len(maps), squeeze=False)[0]
@@ -109,7 +109,7 @@ def map_figure(maps: Mapping[str, np.ndarray], shown: Shown, path: str | os.Path
         marks = {"label": "easy", "marker": "o"}, {"label": "hard", "marker": "+"}
         handles = [matplotlib.lines.Line2D([], [], color="0.3", linestyle="", **mark) for mark in marks]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _panel(ax: Any, points: np.ndarray, shown: Shown) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,60 +15,18 @@ from ddl_plugin.analysis.distributions import (
     nodes,
     soft_histogram,
 )
+from ddl_plugin.analysis.drawing import STYLE, check_output, open_matplotlib, plain, save
 from ddl_plugin.errors import UserError
-from ddl_plugin.files import replaced
-
-SUFFIXES = (".pdf", ".png", ".svg")
 
 #: model -> distribution -> (negatives, positives)
 Scores = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 
 _NEGATIVE = {"color": "#c0504d", "linestyle": (0, (4, 1.5))}  # red, dashed
 _POSITIVE = {"color": "#1f4e79", "linestyle": "-"}  # dark blue, solid
-_STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ddl_plugin",
-    "pdf.fonttype": 42,
-}
 _OVERLAP = "0.72"  # grey
 _PANEL = (2.4, 1.65)  # inches
 _LEGEND = 4.2  # inches, width of the legend in one line
 _VISIBLE = 0.004  # of a curve's peak: lower parts are not drawn over the axis
-_DPI = 200  # of a .png
-
-
-def check_output(path: str | os.PathLike) -> Path:
-    """`path`, when a figure can be written there; asked before long work, so that no work is lost.
-
-    Raises:
-        UserError: a suffix other than pdf, png, svg; Matplotlib is not installed.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"{path}: expected a figure's suffix, one of {', '.join(SUFFIXES)}, got {path.suffix!r}"
-        )
-    _matplotlib()
-    return path
-
-
-def _matplotlib() -> tuple[Any, Any, Any]:
-    try:
-        import matplotlib.lines
-        import matplotlib.patches
-        import matplotlib.ticker
-        from matplotlib.backends import backend_agg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(f"figures need Matplotlib ({error}): pip install 'ddl_plugin[plot]'") from error
-    return matplotlib, Figure, backend_agg.FigureCanvasAgg
 
 
 def distribution_figure(scores: Scores, path: str | os.PathLike) -> None:
@@ -96,8 +53,8 @@ def distribution_figure(scores: Scores, path: str | os.PathLike) -> None:
     if not models:
         raise UserError("figure: expected the scores of one model or more, got none")
     curves = {(m, r): tuple(map(_density, scores[m][r])) for m in models for r in rows}
-    matplotlib, figure_class, canvas_class = _matplotlib()
-    with matplotlib.rc_context(_STYLE):
+    matplotlib, figure_class, canvas_class = open_matplotlib()
+    with matplotlib.rc_context(STYLE):
         width = max(_PANEL[0] * len(models) + 0.6, _LEGEND)
         figure = figure_class(figsize=(width, _PANEL[1] * len(rows) + 0.9), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08)
@@ -112,7 +69,7 @@ def distribution_figure(scores: Scores, path: str | os.PathLike) -> None:
         axes[0, 0].xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(0.5))
         axes[0, 0].xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         _legend(figure, matplotlib)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _density(scores: np.ndarray) -> np.ndarray:
@@ -142,13 +99,13 @@ def _panel(axes: Any, curves: tuple[np.ndarray, ...], scores: tuple[np.ndarray, 
 
 def _name(axes: np.ndarray, models: list[str], rows: list[str]) -> None:
     for ax, model in zip(axes[0], models, strict=True):
-        ax.set_title(textwrap.fill(model, 30), fontweight="bold", pad=16)
+        ax.set_title(plain(textwrap.fill(model, 30)), fontweight="bold", pad=16)
     for ax in axes[-1]:
         ax.set_xlabel("cosine similarity")
     for ax, row in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel("density")
         ax.annotate(
-            textwrap.fill(row, 22), (0, 0.5), (-34, 0), xycoords="axes fraction", textcoords="offset points",
+            plain(textwrap.fill(row, 22)), (0, 0.5), (-34, 0), xycoords="axes fraction", textcoords="offset points",
             rotation=90, ha="right", va="center", fontsize=9, fontweight="bold",
         )  # fmt: skip
 
@@ -160,11 +117,3 @@ def _legend(figure: Any, matplotlib: Any) -> None:
         matplotlib.patches.Patch(color=_OVERLAP, linewidth=0, label="intersection"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-
-
-def _save(figure, path: Path) -> None:
-    """Write the whole figure or leave what was there; the same scores give the same bytes."""
-    kind = path.suffix.lower().lstrip(".")
-    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}[kind]
-    with replaced(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=_DPI, metadata=metadata)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.analysis.figures import _STYLE, _matplotlib, _save, check_output
+from ddl_plugin.analysis.drawing import STYLE, check_output, open_matplotlib, save
 
 _KEPT, _DROPPED = "#1f4e79", "#c0504d"  # blue, red
 _PANEL = (4.6, 1.7)  # inches
@@ -24,8 +24,8 @@ def pair_figure(histograms: Mapping[str, np.ndarray], path: str | os.PathLike) -
     .pdf or .svg file. `UserError` for another suffix, and where there is no Matplotlib.
     """
     path = check_output(path)
-    matplotlib, figure_class, canvas_class = _matplotlib()
-    with matplotlib.rc_context(_STYLE):
+    matplotlib, figure_class, canvas_class = open_matplotlib()
+    with matplotlib.rc_context(STYLE):
         height = _PANEL[1] * len(histograms) + 0.5
         figure = figure_class(figsize=(_PANEL[0], height), layout="constrained")
         canvas_class(figure)
@@ -40,7 +40,7 @@ def pair_figure(histograms: Mapping[str, np.ndarray], path: str | os.PathLike) -
             ],
             loc="outside lower center", ncols=2, frameon=False,
         )  # fmt: skip
-        _save(figure, path)
+        save(figure, path)
 
 
 def _panel(ax: Any, name: str, counts: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddl_plugin.analysis.figures import _STYLE, _matplotlib, _save, check_output
+from ddl_plugin.analysis.drawing import STYLE, check_output, open_matplotlib, save
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.files import reading
 
@@ -66,10 +66,10 @@ def training_figure(logs: Mapping[str, Log], path: str | os.PathLike, terms: Seq
                 f"--term: expected one of {', '.join(known)}, got {term!r}{did_you_mean(term, known)}"
             )
     terms = list(terms) or [name for name in known if not name.startswith(_LEFT_OUT)]
-    matplotlib, figure_class, canvas_class = _matplotlib()
+    matplotlib, figure_class, canvas_class = open_matplotlib()
     across = min(_COLUMNS, len(terms))
     down = math.ceil(len(terms) / across)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = figure_class(figsize=(_PANEL[0] * across, _PANEL[1] * down + 0.4), layout="constrained")
         canvas_class(figure)
         axes = figure.subplots(down, across, squeeze=False, sharex=True)
@@ -88,7 +88,7 @@ def training_figure(logs: Mapping[str, Log], path: str | os.PathLike, terms: Seq
             for name, color, line in zip(logs, cycle(_COLORS), cycle(_LINES))
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _curve(ax, name: str, step: np.ndarray, values: np.ndarray, color: str, line) -> None:

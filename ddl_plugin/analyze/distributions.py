@@ -24,7 +24,8 @@ def add(kinds: Any) -> None:
 
 def _analyze(options: Any) -> None:
     with uninterrupted():
-        from ddl_plugin.analysis.figures import check_output, distribution_figure
+        from ddl_plugin.analysis.drawing import check_output
+        from ddl_plugin.analysis.figures import distribution_figure
         from ddl_plugin.evaluation.bins import load_bin
         from ddl_plugin.evaluation.verification import pair_scores, summarise
 

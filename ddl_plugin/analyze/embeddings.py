@@ -34,8 +34,8 @@ def add(kinds: Any) -> None:
 def _embeddings(options: Any) -> None:
     _check(options)
     with uninterrupted():
+        from ddl_plugin.analysis.drawing import check_output
         from ddl_plugin.analysis.embedding_map import choose, load, map_figure, tsne
-        from ddl_plugin.analysis.figures import check_output
         from ddl_plugin.data.attributes import AttributeTable
         from ddl_plugin.data.records import Records
         from ddl_plugin.data.rules import select

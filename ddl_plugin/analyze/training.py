@@ -23,7 +23,7 @@ def add(kinds: Any) -> None:
 
 def _training(options: Any) -> None:
     with uninterrupted():
-        from ddl_plugin.analysis.figures import check_output
+        from ddl_plugin.analysis.drawing import check_output
         from ddl_plugin.analysis.training_figure import read_log, training_figure
 
     output = check_output(options.output)

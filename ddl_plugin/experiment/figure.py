@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from ddl_plugin.analysis.figures import _STYLE, _matplotlib, _save, check_output
+from ddl_plugin.analysis.drawing import STYLE, check_output, open_matplotlib, save
 from ddl_plugin.experiment.results import BASE_ROW, Cell, Table
 from ddl_plugin.experiment.study import Study
 
@@ -22,13 +22,13 @@ def study_figure(study: Study, table: Table, path: str | os.PathLike) -> None:
     path: .pdf or .svg (vector) or .png. Raises `UserError` for another suffix or without Matplotlib.
     """
     path = check_output(path)
-    matplotlib, figure_class, canvas_class = _matplotlib()
+    matplotlib, figure_class, canvas_class = open_matplotlib()
     measures = list(next(iter(table.values())))
     across = min(_COLUMNS, len(measures))
     down = math.ceil(len(measures) / across)
     rows = {row.name: table[row.name] for row in study.rows}
     height = 2.2 if study.axis else _PANEL[1] * len(rows) + 0.9
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = figure_class(
             figsize=(_PANEL[0] * across + (0 if study.axis else 1.6), height * down), layout="constrained"
         )
@@ -43,7 +43,7 @@ def study_figure(study: Study, table: Table, path: str | os.PathLike) -> None:
             ax.set_title(measure, fontweight="bold")
         if study.title:
             figure.suptitle(study.title)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _unit(measure: str) -> str:

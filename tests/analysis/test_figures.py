@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ddl_plugin.analysis.distributions import expectation_margin, histogram_intersection
-from ddl_plugin.analysis.figures import check_output, distribution_figure
+from ddl_plugin.analysis.drawing import check_output
+from ddl_plugin.analysis.figures import distribution_figure
 from ddl_plugin.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -78,7 +79,7 @@ def test_other_suffixes_are_refused():
 def test_without_matplotlib_the_message_is_the_pip_line():
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from ddl_plugin.analysis.figures import check_output\n"
+        "from ddl_plugin.analysis.drawing import check_output\n"
         "from ddl_plugin.errors import UserError\n"
         "try: check_output('a.png')\n"
         "except UserError as error: print(error)"
