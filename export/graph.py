@@ -64,6 +64,16 @@ class Graph:
         """Names of the data, labels, parameters and auxiliary states."""
         return tuple(node.name for node in self.nodes if node.op == "null")
 
+    def place(self, index: int) -> str:
+        """Where an operator stands, in words: "node 37 of 412, between 'bn0' and 'conv1'"."""
+        operators = [i for i, node in enumerate(self.nodes) if node.op != "null"]
+        text = f"node {operators.index(index) + 1} of {len(operators)}"
+        before = [self.nodes[source].name for source, _ in self.nodes[index].inputs[:1]]
+        after = [node.name for node in self.nodes if any(source == index for source, _ in node.inputs)][:1]
+        if before and after:
+            return f"{text}, between {before[0]!r} and {after[0]!r}"
+        return text + "".join(f", after {name!r}" for name in before)
+
 
 def _entry(value: Any, limit: int) -> tuple[int, int]:
     """[node, output] or [node, output, version] as a pair; ValueError when it points past `limit`."""
@@ -116,6 +126,20 @@ def _missing_output(graph: Graph, output: str) -> UserError:
     return UserError(f"{graph.source}: no output {output!r}, where InsightFace keeps the embedding{hint}")
 
 
+def embedding_of(graph: Graph) -> str:
+    """The output that is the embedding: EMBEDDING, or the only one of a graph without labels, as Gluon exports it.
+
+    Raises UserError naming the nearest outputs where there is neither.
+    """
+    if any(f"{node.name}_output" == EMBEDDING and node.op != "null" for node in graph.nodes):
+        return EMBEDDING
+    (head, number), *others = graph.heads or ((0, 1),)
+    sole = not others and number == 0 and graph.nodes and graph.nodes[head].op != "null"
+    if not sole or any(name.endswith("label") for name in graph.variables):
+        raise _missing_output(graph, EMBEDDING)
+    return f"{graph.nodes[head].name}_output"
+
+
 def cut(graph: Graph, output: str = EMBEDDING) -> Graph:
     """Keep only what `output` is computed from: classifier, losses and labels fall away. Order is kept."""
     found = [i for i, node in enumerate(graph.nodes) if node.op != "null" and f"{node.name}_output" == output]
@@ -143,26 +167,38 @@ class Checkpoint:
 
 
 def find_checkpoint(text: str | os.PathLike) -> Checkpoint:
-    """The files named by 'PREFIX,EPOCH', or by a folder that holds model-symbol.json (its newest epoch).
+    """The files named by 'PREFIX,EPOCH', by the .params file itself, by its -symbol.json where it has one epoch, or
+    by a folder that holds one checkpoint (its newest epoch).
 
     Raises UserError naming the file that is missing and the epochs that are there.
     """
     text = os.fspath(text)
-    folder = Path(text)
-    if folder.is_dir():
-        epochs = _epochs(folder / "model")
-        if not epochs:
-            raise UserError(
-                f"{folder}: expected a model-NNNN.params in this folder, found none{_hint(folder)}"
-            )
-        return _existing(folder / "model", epochs[-1])
-    prefix, comma, epoch = text.rpartition(",")
-    if not comma or not prefix or not re.fullmatch(r"\s*\d+\s*", epoch):
-        raise UserError(
-            f"checkpoint {text!r}: expected PREFIX,EPOCH such as 'models/model,0', "
-            f"or a folder that holds model-symbol.json and model-NNNN.params"
-        )
-    return _existing(Path(prefix), int(epoch))
+    if Path(text).is_dir():
+        return _in_folder(Path(text))
+    named = re.fullmatch(r"(.+),\s*(\d+)\s*", text) or re.fullmatch(r"(.+)-(\d{4,})\.params", text)
+    if named:
+        return _existing(Path(named[1]), int(named[2]))
+    prefix = Path(text.removesuffix("-symbol.json"))
+    epochs = _epochs(prefix)
+    if text.endswith("-symbol.json") and len(epochs) == 1:
+        return _existing(prefix, epochs[0])
+    near = f"; did you mean {' or '.join(repr(f'{prefix},{epoch}') for epoch in epochs)}?" if epochs else ""
+    raise UserError(
+        f"checkpoint {text!r}: expected PREFIX,EPOCH such as 'models/model,0', a .params file beside its symbol, "
+        f"or a folder that holds model-symbol.json and model-NNNN.params{near}"
+    )
+
+
+def _in_folder(folder: Path) -> Checkpoint:
+    """The newest epoch of the folder's checkpoint, which is called 'model' or is the only one."""
+    prefixes = [Path(str(path).removesuffix("-symbol.json")) for path in sorted(folder.glob("*-symbol.json"))]
+    prefix = folder / "model"
+    if len(prefixes) == 1 and not _epochs(prefix):
+        prefix = prefixes[0]
+    epochs = _epochs(prefix)
+    if not epochs:
+        raise UserError(f"{folder}: expected a model-NNNN.params in this folder, found none{_hint(folder)}")
+    return _existing(prefix, epochs[-1])
 
 
 def model_files(model: str | os.PathLike) -> tuple[Path, ...]:
@@ -174,8 +210,11 @@ def model_files(model: str | os.PathLike) -> tuple[Path, ...]:
 
 
 def _hint(folder: Path) -> str:
-    """Names the subfolders that hold a checkpoint, as those of a run do."""
+    """Names the subfolders that hold a checkpoint, as those of a run do, or this folder's several checkpoints."""
     inside = [f"'{path.parent}'" for path in sorted(folder.glob("*/model-symbol.json"))]
+    for path in sorted(folder.glob("*-symbol.json")):
+        prefix = Path(str(path).removesuffix("-symbol.json"))
+        inside += [f"'{prefix},{epoch}'" for epoch in _epochs(prefix)[-1:]]
     return f"; did you mean {' or '.join(inside)}?" if inside else ""
 
 

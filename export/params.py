@@ -42,8 +42,9 @@ Arrays = dict[str, np.ndarray]
 class _Reader:
     """A cursor over the file's bytes whose every read checks that the bytes are there."""
 
-    def __init__(self, path: Path, data: mmap.mmap):
+    def __init__(self, path: Path, data: mmap.mmap, mapped: bool):
         self.path = path
+        self.mapped = mapped
         self.data = data
         self.offset = 0
         self.place = "the header"
@@ -103,7 +104,8 @@ def _read_array(reader: _Reader) -> np.ndarray:
     for size in shape:  # Python's integers: a damaged shape must not overflow
         count *= size
     start = reader.take(count * dtype.itemsize)
-    return np.frombuffer(reader.data, dtype, count, start).reshape(shape).copy()
+    array = np.frombuffer(reader.data, dtype, count, start).reshape(shape)
+    return array if reader.mapped else array.copy()
 
 
 def _read_all(reader: _Reader) -> Arrays:
@@ -129,22 +131,20 @@ def _read_all(reader: _Reader) -> Arrays:
     return result
 
 
-def load_params(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
+def load_params(path: str | os.PathLike, *, mapped: bool = False) -> tuple[Arrays, Arrays]:
     """Read a checkpoint's parameters: ({name: array} of arguments, {name: array} of auxiliary states).
 
-    Arrays keep the type they were saved in. Raises UserError for a missing, unreadable, truncated or foreign file.
+    Arrays keep the type they were saved in. With `mapped` they are read-only views of the file, which stays open as
+    long as any of them lives and must not be changed meanwhile. Raises UserError for a missing, unreadable, truncated or foreign file.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such .params file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: truncated .params file: it is empty; copy or save it again")
-    with (
-        reading(path),
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        named = _read_all(_Reader(path, data))
+    with reading(path), path.open("rb") as file:
+        # Not closed here: the views keep it, and where there are none it goes with this function.
+        named = _read_all(_Reader(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), mapped))
     split: dict[str, Arrays] = {"arg": {}, "aux": {}}
     for name, array in named.items():
         kind, colon, rest = name.partition(":")

@@ -1,11 +1,12 @@
 """Operators one by one against MXNet in ONNX Runtime, then whole networks."""
 
 import json
+import struct
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
+from export_cases import CASES, SIZE, S, as_numpy, both, in_mxnet, in_onnx, norm, pool
 from export_networks import embedding_network, random_params
 
 from ddl_plugin.errors import UserError
@@ -14,156 +15,8 @@ from ddl_plugin.export.graph import find_checkpoint, load_symbol, parse_symbol
 from ddl_plugin.export.params import load_params
 from ddl_plugin.mxnet_setup import mx
 
-SIZE = 12
-S = mx.sym
 
-
-def as_numpy(arrays):
-    return {name: array.asnumpy() for name, array in arrays.items()}
-
-
-def in_mxnet(symbol, arg, aux, batch):
-    executor = symbol.simple_bind(mx.cpu(), grad_req="null", data=batch.shape)
-    executor.copy_params_from(arg, aux, allow_extra_params=True)
-    return executor.forward(is_train=False, data=mx.nd.array(batch))[0].asnumpy()
-
-
-def in_onnx(model, batch):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"data": batch})[0]
-
-
-def both(body, *, batch=3, image_size=SIZE, seed=0):
-    """(MXNet's output, ONNX Runtime's, the model) of `body` of the data, flattened to an embedding."""
-    symbol = S.Flatten(body(S.Variable("data")), name="fc1")
-    arg, aux = random_params(symbol, image_size, seed)
-    graph = parse_symbol(symbol.tojson(), "test-symbol.json")
-    model = to_model(graph, as_numpy(arg), as_numpy(aux), image_size=image_size)
-    images = np.random.default_rng(seed).normal(0, 1, (batch, 3, image_size, image_size)).astype(np.float32)
-    return in_mxnet(symbol, arg, aux, images), in_onnx(model, images), model
-
-
-def conv(**options):
-    return lambda x: S.Convolution(x, name="c", **{"kernel": (3, 3), "num_filter": 6, **options})
-
-
-def pool(**options):
-    return lambda x: S.Pooling(x, name="p", **{"kernel": (3, 3), "stride": (2, 2), **options})
-
-
-def norm(**options):
-    return lambda x: S.BatchNorm(x, name="b", **options)
-
-
-def attention(x):
-    """Squeeze and excitation."""
-    y = S.Pooling(x, global_pool=True, pool_type="avg")
-    y = S.Activation(S.Convolution(y, kernel=(1, 1), num_filter=2, name="s1"), act_type="relu")
-    y = S.Activation(S.Convolution(y, kernel=(1, 1), num_filter=3, name="s2"), act_type="sigmoid")
-    return S.broadcast_mul(x, y)
-
-
-def norm_aware(x):
-    """The norm-aware pooling head of InsightFace's GNAP: its mean runs over the batch as well."""
-    norm = S.sqrt(S.sum(x * x, axis=1, keepdims=True))
-    return x * S.tile(S.broadcast_div(S.mean(norm), norm), reps=(1, 3, 1, 1))
-
-
-OPERATORS = {
-    "conv": conv(),
-    "conv no bias": conv(no_bias=True),
-    "conv stride pad": conv(stride=(2, 1), pad=(1, 2), kernel=(5, 3)),
-    "conv dilate": conv(dilate=(2, 3), pad=(2, 1)),
-    "conv group": conv(num_group=3),
-    "conv depthwise": conv(num_group=3, num_filter=3, pad=(1, 1), no_bias=True),
-    "batch norm defaults": norm(),
-    "batch norm free gamma": norm(fix_gamma=False, eps=2e-5),
-    "batch norm fixed gamma": norm(fix_gamma=True, eps=2e-5),
-    "batch norm global": norm(fix_gamma=False, use_global_stats=True),
-    "batch norm of vectors": lambda x: norm(fix_gamma=False)(S.FullyConnected(x, num_hidden=7, name="f")),
-    "batch norm last axis": lambda x: norm(axis=-1)(S.FullyConnected(x, num_hidden=7, name="f")),
-    "prelu": lambda x: S.LeakyReLU(x, act_type="prelu", name="a"),
-    "prelu shared": lambda x: S.LeakyReLU(x, S.Variable("a", shape=(1,)), act_type="prelu"),
-    "prelu of vectors": lambda x: S.LeakyReLU(
-        S.FullyConnected(x, num_hidden=7, name="f"), act_type="prelu", name="a"
-    ),
-    "leaky": lambda x: S.LeakyReLU(x, act_type="leaky", slope=0.1),
-    "leaky defaults": lambda x: S.LeakyReLU(x),
-    "elu": lambda x: S.LeakyReLU(x, act_type="elu", slope=0.7),
-    **{
-        f"activation {kind}": (lambda x, kind=kind: S.Activation(x, act_type=kind))
-        for kind in ("relu", "sigmoid", "tanh", "softrelu", "softsign")
-    },
-    **{
-        name: (lambda x, name=name: getattr(S, name)(x))
-        for name in (
-            "relu",
-            "sigmoid",
-            "tanh",
-            "softsign",
-            "hard_sigmoid",
-            "exp",
-            "abs",
-            "negative",
-            "square",
-        )
-    },
-    "sqrt": lambda x: S.sqrt(S.square(x)),
-    "fully connected": lambda x: S.FullyConnected(x, num_hidden=7, name="f"),
-    "fully connected no bias": lambda x: S.FullyConnected(x, num_hidden=7, no_bias=True, name="f"),
-    "fully connected twice": lambda x: S.FullyConnected(
-        S.FullyConnected(x, num_hidden=7, name="f"), num_hidden=4, flatten=False, name="g"
-    ),
-    "flatten": lambda x: S.FullyConnected(S.Flatten(x), num_hidden=7, name="f"),
-    "pool max": pool(pool_type="max"),
-    "pool max pad": pool(pool_type="max", pad=(1, 1)),
-    "pool max full": pool(pool_type="max", pooling_convention="full"),
-    "pool max full pad": pool(pool_type="max", pooling_convention="full", pad=(1, 0)),
-    "pool avg": pool(pool_type="avg", stride=(1, 2)),
-    "pool avg pad": pool(pool_type="avg", pad=(1, 1)),
-    "pool avg pad not counted": pool(pool_type="avg", pad=(1, 1), count_include_pad=False),
-    "pool avg full": pool(pool_type="avg", pooling_convention="full"),
-    "pool avg full pad": pool(pool_type="avg", pooling_convention="full", pad=(1, 1), stride=(3, 3)),
-    "pool avg full pad not counted": pool(
-        pool_type="avg", pooling_convention="full", pad=(1, 1), count_include_pad=False
-    ),
-    "pool global avg": pool(pool_type="avg", global_pool=True),
-    "pool global max": pool(pool_type="max", global_pool=True),
-    "add": lambda x: x + S.tanh(x),
-    "sub": lambda x: x - S.tanh(x),
-    "mul": lambda x: x * x,
-    "div": lambda x: x / (S.square(x) + 1),
-    "add_n": lambda x: S.add_n(x, S.tanh(x), x),
-    "broadcast add": lambda x: S.broadcast_add(x, S.Variable("v", shape=(1, 3, 1, 1))),
-    "broadcast sub": lambda x: S.broadcast_sub(x, S.Variable("v", shape=(1, 3, 1, 1))),
-    "broadcast div": lambda x: S.broadcast_div(x, S.sum(S.square(x), axis=(1, 2), keepdims=True) + 1),
-    "scalars": lambda x: (1.5 - (x - 0.5) * 0.25 + 3) / 7 + 2 / (S.square(x) + 1) + x**2,
-    "clip": lambda x: S.clip(x, -0.5, 0.7),
-    "concat": lambda x: S.Concat(x, S.tanh(x), x, dim=1),
-    "concat last": lambda x: S.Concat(x, S.tanh(x), dim=-1),
-    "reshape": lambda x: S.Reshape(x, shape=(0, -1, 4)),
-    "reshape infer batch": lambda x: S.Reshape(x, shape=(-1, 3, 2, 72)),
-    "transpose": lambda x: S.transpose(x, axes=(0, 2, 3, 1)),
-    "tile": lambda x: S.tile(x, reps=(2, 1, 3)),
-    "pad": lambda x: S.Pad(x, mode="constant", pad_width=(0, 0, 0, 0, 1, 2, 3, 0), constant_value=0.3),
-    "pad edge": lambda x: S.Pad(x, mode="edge", pad_width=(0, 0, 0, 0, 1, 2, 3, 0)),
-    "pad reflect": lambda x: S.Pad(x, mode="reflect", pad_width=(0, 0, 0, 0, 1, 2, 3, 0)),
-    "sum": lambda x: S.sum(x, axis=(2, 3)),
-    "mean": lambda x: S.mean(x, axis=-1, keepdims=True),
-    "max": lambda x: S.max(x, axis=1),
-    "l2 instance": lambda x: S.L2Normalization(x),
-    "l2 channel": lambda x: S.L2Normalization(x, mode="channel", eps=0.01),
-    "l2 spatial": lambda x: S.L2Normalization(x, mode="spatial"),
-    "dropped": lambda x: S.BlockGrad(S.identity(S.Dropout(x, p=0.5))) + 1,
-    "cast": lambda x: S.Cast(S.Cast(x, dtype="float64"), dtype="float32") * 2,
-    "attention": attention,
-    "norm-aware head": norm_aware,
-}
-
-
-@pytest.mark.parametrize("body", OPERATORS.values(), ids=OPERATORS.keys())
+@pytest.mark.parametrize("body", CASES.values(), ids=CASES.keys())
 def test_operator_equals_mxnet(body):
     expected, found, model = both(body)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -175,7 +28,7 @@ def test_operator_equals_mxnet(body):
 )
 @pytest.mark.parametrize("size", [7, 8, 9, 10, 11])
 def test_windows_at_every_remainder(name, size):
-    expected, found, _ = both(OPERATORS[name], image_size=size)
+    expected, found, _ = both(CASES[name], image_size=size)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -187,7 +40,7 @@ def test_fixed_gamma_counts_as_one_whatever_is_stored():
 
 def test_prelu_slope_has_one_value_per_channel_and_plane():
     for name in ("prelu", "prelu shared"):
-        _, _, model = both(OPERATORS[name])
+        _, _, model = both(CASES[name])
         node = next(n for n in model.graph.node if n.op_type == "PRelu")
         slope = next(t for t in model.graph.initializer if t.name == node.input[1])
         assert list(slope.dims) == [3, 1, 1]
@@ -236,7 +89,6 @@ def test_form_of_the_model(checkpoint):
     shapes = {v.name: v.type.tensor_type.shape.dim for v in inferred.graph.value_info}
     assert set(shapes) == {node.name for node in model.graph.node} - {"fc1"}
     assert {shape[0].dim_param for shape in shapes.values()} == {"N"}
-    assert {p.key for p in model.metadata_props} == {"source", "symbol_sha256", "params_sha256"}
     assert read_model(checkpoint).SerializeToString() == model.SerializeToString()
 
 
@@ -256,6 +108,18 @@ def test_dropout_at_the_end_still_gives_fc1():
     symbol = S.Dropout(S.Flatten(S.Variable("data") - 1, name="flat"), name="fc1")
     model = to_model(parse_symbol(symbol.tojson(), "s"), {}, {}, image_size=4)
     assert model.graph.output[0].name == "fc1"
+
+
+def test_another_output_is_called_fc1_too():
+    """Also where a node before it has that name already."""
+    inner = S.FullyConnected(S.Variable("data"), num_hidden=5, name="fc1")
+    symbol = S.FullyConnected(S.tanh(inner), num_hidden=4, name="head")
+    arg, _ = random_params(symbol, SIZE)
+    graph = parse_symbol(symbol.tojson(), "s")
+    batch = np.random.default_rng(0).normal(0, 0.1, (2, 3, SIZE, SIZE)).astype(np.float32)
+    model = to_model(graph, as_numpy(arg), {}, image_size=SIZE, output="head_output")
+    assert [value.name for value in model.graph.output] == ["fc1"]
+    np.testing.assert_allclose(in_onnx(model, batch), in_mxnet(symbol, arg, {}, batch), rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_checkpoints_become_float32():
@@ -310,8 +174,28 @@ def damaged(checkpoint, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda arg, aux: arg.pop("pre_fc1_weight"), r"array 'pre_fc1_weight' is missing"),
-        (lambda arg, aux: aux.pop("bn0_moving_var"), r"array 'bn0_moving_var' is missing.*did you mean"),
+        (
+            lambda arg, aux: arg.pop("pre_fc1_weight"),
+            r"array 'pre_fc1_weight' is missing: node 'pre_fc1' \(FullyConnected\) expects it, the file holds 13 arrays$",
+        ),
+        (
+            lambda arg, aux: arg.update(
+                fc1_weight=arg.pop("pre_fc1_weight"), fc1_bias=arg.pop("pre_fc1_bias")
+            ),
+            r"array 'pre_fc1_weight' is missing \(and 1 more\): .*did you mean 'fc1_weight'\?$",
+        ),
+        (
+            lambda arg, aux: aux.update(bn0_running_var=aux.pop("bn0_moving_var")),
+            r"array 'bn0_moving_var' is missing.*did you mean 'bn0_running_var'\?$",
+        ),
+        (
+            lambda arg, aux: arg.update(conv1_w=arg["conv1_weight"], conv1_weight=np.ones((8, 8, 3, 3))),
+            r"array 'conv1_weight': expected shape \(8, 1, 3, 3\) .* got \(8, 8, 3, 3\); did you mean 'conv1_w'\?$",
+        ),
+        (
+            lambda arg, aux: arg.update(conv1_bias=np.full(8, 1e300)),
+            r"array 'conv1_bias' has NaN weights or infinite ones: 8 of 8 values",
+        ),
         (
             lambda arg, aux: arg.update(conv1_weight=arg["conv1_weight"][:4]),
             r"array 'conv1_weight': expected shape \(8, 1, 3, 3\) for node 'conv1' \(Convolution\), got \(4, 1, 3, 3\)",
@@ -332,6 +216,49 @@ def test_damaged_arrays_are_named(checkpoint, change, message):
         damaged(checkpoint, change)
 
 
+def test_further_arrays_are_allowed(checkpoint):
+    """An optimizer's, a classifier's, those of a branch that was cut: what the embedding does not use."""
+    model = damaged(checkpoint, lambda arg, aux: arg.update(fc7_weight=np.full((9, 16), np.nan)))
+    assert "fc7_weight" not in {tensor.name for tensor in model.graph.initializer}
+
+
+def test_a_truncated_file_is_named(checkpoint, tmp_path):
+    path = find_checkpoint(checkpoint).params
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(UserError, match=r"model-0000\.params: truncated .*array \d+ of 14"):
+        convert(checkpoint, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_the_graph_that_trains_gives_the_file_of_its_embedding(save):
+    """The classifier, DDL's terms and its labels are cut away: nodes, names and weights are those of the backbone."""
+    from ddl_plugin.loss.symbol import training_symbol
+    from ddl_plugin.settings import DDLSettings
+
+    plain = embedding_network()
+    arg, aux = random_params(plain, 112)
+    arg["fc7_weight"] = mx.nd.ones((5, 16))
+    settings = DDLSettings(b=2, hard=({"size": 14},))
+    trained = training_symbol(plain, num_classes=5, emb_size=16, settings=settings).symbol
+    assert len(trained.list_outputs()) > 3
+    expected, found = (
+        read_model(save(symbol, arg, aux, name)).graph for name, symbol in (("a", plain), ("b", trained))
+    )
+    assert found.SerializeToString() == expected.SerializeToString()
+
+
+def test_arrays_from_gpus(checkpoint):
+    """A checkpoint saved on GPUs holds its device in every array; the graph made of it is the same."""
+    expected = read_model(checkpoint).graph.SerializeToString()
+    path = find_checkpoint(checkpoint).params
+    header, content = path.read_bytes()[:24], path.read_bytes()[24:]
+    on_cpu, on_gpu = struct.pack("<iii", 1, 0, 0), struct.pack("<iii", 2, 3, 0)  # device, its number, float32
+    assert content.count(on_cpu) == 14
+    path.write_bytes(header + content.replace(on_cpu, on_gpu))
+    assert len(mx.nd.load(str(path))) == 14  # MXNet takes the file
+    assert read_model(checkpoint).graph.SerializeToString() == expected
+
+
 def test_another_image_size_is_an_error_about_the_first_dense_layer(checkpoint):
     with pytest.raises(UserError, match=r"'pre_fc1_weight': expected shape .*image size"):
         read_model(checkpoint, image_size=224)
@@ -342,7 +269,8 @@ def test_unsupported_operator_is_named_with_its_place_and_nothing_is_written(sav
     symbol = S.FullyConnected(S.smooth_l1(body), num_hidden=4, name="fc1")
     text = save(symbol, *random_params(symbol, 112))
     message = (
-        r"node 'strange': operator LRN cannot be converted; it is operator 2 of 4, after 'act'; .*smooth_l1"
+        r"node 'strange': operator LRN cannot be converted; "
+        r"it is node 2 of 4, between 'act' and 'smooth_l10'; neither can smooth_l1$"
     )
     with pytest.raises(UserError, match=message):
         convert(text, tmp_path / "out" / "m.onnx")
@@ -352,7 +280,10 @@ def test_unsupported_operator_is_named_with_its_place_and_nothing_is_written(sav
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (pool(pool_type="lp", p_value=2), r"'p' \(Pooling\): pool_type 'lp' cannot be converted"),
+        (
+            pool(pool_type="lp", p_value=2),
+            r"'p' \(Pooling\): pool_type 'lp' cannot be converted; it is node 1 of 2, between 'data' and 'fc1'$",
+        ),
         (pool(pool_type="sum"), "pool_type 'sum'"),
         (
             pool(pool_type="max", pooling_convention="full", pad=(1, 1), stride=(13, 13), kernel=(2, 2)),
@@ -363,6 +294,7 @@ def test_unsupported_operator_is_named_with_its_place_and_nothing_is_written(sav
         (lambda x: S.Reshape(x, shape=(-1, 12)), r"does not keep the batch axis"),
         (lambda x: S.Reshape(x, shape=(-3, 0, 0)), r"shape \(-3, 0, 0\)"),
         (lambda x: S.Cast(x, dtype="int32"), "a cast to int32"),
+        (lambda x: S.Dropout(x, mode="always"), "mode 'always', which drops at inference too"),
         (lambda x: S.transpose(x), "move the batch axis"),
         (lambda x: S.FullyConnected(x, num_hidden=4, flatten=False, name="f"), "flatten=False"),
         (lambda x: S.sum(x, axis=1, exclude=True), "exclude=True"),
@@ -410,7 +342,7 @@ def test_convert_writes_the_file_whole(checkpoint, tmp_path):
 
 def test_y1_in_model_zoo_equals_mxnet_on_real_faces(shared_data, tmp_path):
     model_zoo = pytest.importorskip("insightface.model_zoo")
-    from ddl_plugin.export.check import real_images
+    from ddl_plugin.export.images import real_images
 
     text = f"{shared_data / 'y1_ms1m' / 'model'},0"
     path = convert(text, tmp_path / "y1.onnx")

@@ -4,7 +4,15 @@ import json
 import pytest
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.export.graph import Node, cut, find_checkpoint, load_symbol, model_files, parse_symbol
+from ddl_plugin.export.graph import (
+    Node,
+    cut,
+    embedding_of,
+    find_checkpoint,
+    load_symbol,
+    model_files,
+    parse_symbol,
+)
 from ddl_plugin.mxnet_setup import mx
 
 
@@ -55,6 +63,28 @@ def test_missing_output_lists_the_nearest():
         UserError, match=r"s\.json: no output 'fc1_output'.*nearest outputs: .*pre_fc1_output"
     ):
         cut(parse_symbol(content, "s.json"))
+
+
+def test_the_embedding_is_fc1_or_the_only_output():
+    assert embedding_of(parse_symbol(json.dumps(SMALL), "s")) == "fc1_output"
+    other = json.dumps(SMALL).replace('"fc1"', '"embedding"')
+    with pytest.raises(UserError, match=r"s: no output 'fc1_output'"):  # it has a label: the output is a loss
+        embedding_of(parse_symbol(other, "s"))
+    unlabelled = other.replace('"label"', '"bias"')
+    assert embedding_of(parse_symbol(unlabelled, "s")) == "loss_output"
+    for heads in ([[4, 0, 0], [3, 0, 0]], [], [[0, 0, 0]], [[4, 1, 0]]):
+        content = {**json.loads(unlabelled), "heads": heads}
+        with pytest.raises(UserError, match="no output 'fc1_output'"):
+            embedding_of(parse_symbol(json.dumps(content), "s"))
+
+
+def test_places_in_words():
+    graph = parse_symbol(json.dumps(SMALL), "s")
+    assert graph.place(2) == "node 1 of 3, between 'data' and 'fc7'"
+    assert graph.place(3) == "node 2 of 3, between 'fc1' and 'loss'"
+    assert graph.place(4) == "node 3 of 3, after 'fc7'"
+    alone = {"nodes": [node("zeros", "_zeros")], "heads": [[0, 0]]}
+    assert parse_symbol(json.dumps(alone), "s").place(0) == "node 1 of 1"
 
 
 @pytest.mark.parametrize("key", ["attrs", "attr", "param"])
@@ -123,7 +153,41 @@ def test_checkpoint_by_folder_is_its_newest_epoch(tmp_path):
     assert find_checkpoint(tmp_path).params.name == "model-0010.params"
 
 
-@pytest.mark.parametrize("text", ["model", "model,", "model,x", ",3", "model,-1"])
+def test_checkpoint_by_one_of_its_files(tmp_path):
+    for name in (
+        "m-symbol.json",
+        "m-0012.params",
+        "two,1-symbol.json",
+        "two,1-0000.params",
+        "two,1-10000.params",
+    ):
+        (tmp_path / name).touch()
+    found = find_checkpoint(tmp_path / "m-0012.params")
+    assert (found.symbol.name, found.params.name) == ("m-symbol.json", "m-0012.params")
+    assert find_checkpoint(tmp_path / "m-symbol.json") == found
+    assert find_checkpoint(f"{tmp_path}/two,1-10000.params").params.name == "two,1-10000.params"
+    assert find_checkpoint(f"{tmp_path}/two,1,10000").params.name == "two,1-10000.params"
+    with pytest.raises(UserError, match=rf"did you mean '{tmp_path}/two,1,0' or '{tmp_path}/two,1,10000'\?$"):
+        find_checkpoint(tmp_path / "two,1-symbol.json")
+    with pytest.raises(UserError, match=rf"did you mean '{tmp_path}/m,12'\?$"):
+        find_checkpoint(tmp_path / "m")
+    with pytest.raises(
+        UserError, match=r"gone-symbol\.json: no such symbol file, needed beside gone-0001\.params"
+    ):
+        find_checkpoint(tmp_path / "gone-0001.params")
+
+
+def test_checkpoint_by_folder_under_another_name(tmp_path):
+    for name in ("face-symbol.json", "face-0003.params", "face-0007.params"):
+        (tmp_path / name).touch()
+    assert find_checkpoint(tmp_path).params.name == "face-0007.params"
+    for name in ("other-symbol.json", "other-0001.params"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"did you mean '{tmp_path}/face,7' or '{tmp_path}/other,1'\?$"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["model", "model,", "model,x", ",3", "model,-1", "net.params", "net.json"])
 def test_checkpoint_of_another_form(text):
     with pytest.raises(UserError, match="expected PREFIX,EPOCH"):
         find_checkpoint(text)

@@ -95,6 +95,16 @@ def test_every_version_of_the_format_and_arrays_from_gpus(head, tmp_path):
         np.testing.assert_array_equal(mx.nd.load(str(path))["arg:a"].asnumpy(), DATA.reshape(2, 3))
 
 
+def test_mapped_arrays_are_the_file_itself(arrays, tmp_path):
+    path = tmp_path / "a.params"
+    save_params(path, *arrays)
+    arg, aux = load_params(path, mapped=True)
+    same(arg, arrays[0])
+    same(aux, arrays[1])
+    assert not any(array.flags.owndata or array.flags.writeable for array in (*arg.values(), *aux.values()))
+    assert all(array.flags.owndata or array.base.flags.owndata for array in load_params(path)[0].values())
+
+
 def test_v3_scalars(tmp_path):
     path = tmp_path / "a.params"
     path.write_bytes(packed(struct.pack("<Iii", 0xF993FACA, 0, 0) + CONTEXT_GPU1 + DATA[1:2].tobytes()))
