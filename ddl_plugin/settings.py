@@ -411,13 +411,15 @@ class IdentificationSettings:
     """Rank-1 and TAR@FAR on gallery and probe images of a .rec, at full size and degraded."""
 
     rec: str = "val.rec"  # path, or a name in `dataset_path`
-    protocol: str | None = None  # CSV of record, role[, condition]; None: first against second image
+    protocol: str | None = None  # CSV of record, role[, condition]; None: first image against others
+    probes: int = 1  # without a protocol: how many images of an identity after its first, at most
     sizes: tuple[str | int, ...] = ("full",)  # side of the probe in pixels, or 'full'
 
     def __post_init__(self) -> None:
         _text("identification.rec", self.rec, "a .rec file, by path or by its name in dataset_path")
         if self.protocol is not None:
             _text("identification.protocol", self.protocol, "a CSV file of record, role[, condition]")
+        _whole("identification.probes", self.probes, 1)
         sizes = (self.sizes,) if isinstance(self.sizes, (str, int)) else self.sizes
         require(
             isinstance(sizes, (tuple, list)), "identification.sizes", sizes, "a list such as ['full', 24]"

@@ -90,8 +90,231 @@ def test_a_protocol_with_conditions_and_unknown_probes(folder, capsys, monkeypat
                  "--size", "full"]) == 0  # fmt: skip
     output = capsys.readouterr().out
     assert "full size: 3 probes, 1 of identities outside the gallery, not in rank-k" in output
-    assert "full size: 2 probes (far), 1 of identities outside" in output
-    assert "full size: 1 probes (near)" in output
+    assert "full size, far: 2 probes, 1 of identities outside" in output
+    assert "full size, near: 1 probes" in output
+
+
+@pytest.fixture
+def blurred(folder):
+    """easy.bin's images with a `blur` each: pairs 0-4 and one image of pairs 5 and 6 are hard."""
+    hard = [*range(10), 11, 12]
+    rows = "".join(f"{i},{int(i in hard)}\n" for i in range(40))
+    (folder / "blur.csv").write_text("record,blur\n" + rows)
+    return folder
+
+
+def test_easy_and_hard_pairs_and_figures(blurred, capsys, monkeypatch):
+    monkeypatch.chdir(blurred)
+    arguments = ["verification", "--model", "base.onnx", "--model", "shifted.onnx", "--bin", "easy.bin"]
+    arguments += [
+        "--attributes",
+        "blur.csv",
+        "--hard",
+        "blur > 0",
+        "--figures",
+        "figures",
+        "--json",
+        "hard.json",
+    ]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "easy, easy: 13 pairs (both of the images: not hard)" in output
+    assert "easy, hard: 7 pairs (either of the images: blur > 0)" in output
+    assert "accuracy, thresholds of the set" in output
+    assert "figure: figures/easy.png" in output
+    assert cv2.imread("figures/easy.png").shape[0] > 300
+    entry = json.loads((blurred / "hard.json").read_text())["results"]["base.onnx"][0]
+    assert [(part["subset"], part["pairs"]) for part in entry["subsets"]] == [("easy", 13), ("hard", 7)]
+    assert entry["in_no_subset"] == 0
+    share = sum(part["pairs"] * part["accuracy"] for part in entry["subsets"]) / 20
+    assert share == pytest.approx(entry["accuracy"])
+    assert entry["val"]["val"] <= 1.0
+    assert set(entry) >= {"d_prime", "positive_std", "negative_std", "margin", "intersection"}
+
+
+def test_a_table_of_other_images_is_noticed(scface, capsys, monkeypatch):
+    monkeypatch.chdir(scface)
+    from ddl_plugin.data.attributes import AttributeTable
+
+    table = AttributeTable.load("scface.npz")
+    table.provenance = {"records": "train.rec:0123456789abcdef"}
+    table.save("others.npz")
+    arguments = ["--model", "base.onnx", "--attributes", "others.npz", "--hard", "camera > 2"]
+    assert main(["verification", "--bin", "easy.bin", *arguments]) == 2
+    assert (
+        "images of easy, by their number in the .bin, got a table made from the records train.rec"
+        in capsys.readouterr().err
+    )
+    rows = "".join(f"{16 * s + k},{'gallery' if k == 1 else 'probe'}\n" for s in range(5) for k in (1, 2, 9))
+    (scface / "few.csv").write_text("record,role\n" + rows)
+    assert (
+        main(["identification", "--rec", "scface.rec", "--protocol", "few.csv", "--size", "full", *arguments])
+        == 0
+    )
+    assert (
+        capsys.readouterr().err
+        == "note: others.npz says that it was made from other records than scface.rec\n"
+    )
+
+
+def test_two_sets_of_one_name_have_figures_of_their_own(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "other").mkdir(exist_ok=True)
+    (folder / "other" / "easy.bin").write_bytes((folder / "easy.bin").read_bytes())
+    arguments = ["verification", "--model", "base.onnx", "--bin", "easy.bin", "other/easy.bin"]
+    assert main([*arguments, "--figures", "twice"]) == 0
+    assert {path.name for path in (folder / "twice").iterdir()} >= {"easy.png", "easy_2.png"}
+
+
+def test_image_files_are_searched_without_records(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "pictures").mkdir(exist_ok=True)
+    rows = ["file,identity,role"]
+    for label in range(3):
+        for k, role in enumerate(("gallery", "probe")):
+            (folder / "pictures" / f"{label}_{k}.png").write_bytes(encoded(label, k))
+            rows.append(f"{label}_{k}.png,person {label},{role}")
+    (folder / "files.csv").write_text("\n".join(rows))
+    arguments = ["identification", "--model", "base.onnx", "--protocol", "files.csv", "--size", "full"]
+    assert main([*arguments, "--root", "pictures"]) == 0
+    assert "files: 3 gallery images of 3 identities" in capsys.readouterr().out
+    assert main(arguments) == 2
+    assert (
+        "files.csv: expected every gallery image, got 3 (0_0.png, 1_0.png, 2_0.png) missing"
+        in capsys.readouterr().err
+    )
+    (folder / "pictures" / "2_1.png").unlink()
+    assert main([*arguments, "--root", "pictures", "--max-missing", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "full size: 2 probes and 1 missing, counted as not found" in output
+    assert next(line for line in output.splitlines() if line.startswith("rank-1")).split()[1] == "66.67%"
+
+
+@pytest.fixture(scope="module")
+def scface(folder):
+    """Five subjects in SCface's names, with the attribute table of `prepare attributes scface`."""
+    from ddl_plugin.prepare.__main__ import main as prepare
+
+    names = []
+    with RecordWriter(folder, "scface") as writer:
+        for subject in range(5):
+            files = ["frontal", *(f"cam{camera}_{d}" for camera in range(1, 6) for d in (1, 2, 3))]
+            for k, file in enumerate(files):
+                writer.add(encoded(subject, k), subject)
+                names.append(f"{len(names) + 1}\t{subject}\t{subject + 1:03d}_{file}.jpg")
+    (folder / "scface_names.txt").write_text("\n".join(names) + "\n")
+    arguments = ["attributes", "scface", "--names", str(folder / "scface_names.txt")]
+    assert prepare([*arguments, "--output", str(folder / "scface.npz")]) == 0
+    return folder
+
+
+def test_scface_by_its_name(scface, capsys, monkeypatch):
+    monkeypatch.chdir(scface)
+    arguments = ["identification", "--model", "base.onnx", "--rec", "scface.rec", "--protocol", "scface"]
+    arguments += ["--attributes", "scface.npz", "--train-subjects", "2"]
+    assert main([*arguments, "--save-protocol", "saved", "--figures", "figures", "--json", "a.json"]) == 0
+    output = capsys.readouterr().out
+    assert "subjects: 3 to test, 2 for training (seed 0)" in output
+    assert "full size: 45 probes" in output
+    assert "full size, d1: 15 probes" in output
+    assert "full size, average of d1, d2, d3" in output
+    assert "24 x 24" not in output
+    saved = scface / "saved"
+    assert len((saved / "train_subjects.txt").read_text().split()) == 2
+    again = [
+        "identification",
+        "--model",
+        "base.onnx",
+        "--rec",
+        "scface.rec",
+        "--size",
+        "full",
+        "--json",
+        "b.json",
+    ]
+    assert main([*again, "--protocol", "saved/protocol.csv"]) == 0
+    first, second = (json.loads((scface / name).read_text())["results"] for name in ("a.json", "b.json"))
+    assert first == second
+    assert main([*arguments[:-2], "--test-subjects", "saved/test_subjects.txt", "--json", "c.json"]) == 0
+    assert json.loads((scface / "c.json").read_text())["results"] == first
+
+
+def test_easy_and_hard_probes_within_groups(scface, capsys, monkeypatch):
+    monkeypatch.chdir(scface)
+    arguments = [
+        "identification",
+        "--model",
+        "base.onnx",
+        "--rec",
+        "scface.rec",
+        "--attributes",
+        "scface.npz",
+    ]
+    assert main([*arguments, "--easy", "camera == 0", "--hard", "camera == 1", "--size", "full"]) == 2
+    assert "expected identities of the gallery, got 0 probes" in capsys.readouterr().err
+    rows = "".join(
+        f"{16 * s + k},{'gallery' if k == 1 else 'probe'}\n" for s in range(5) for k in (1, 2, 3, 4)
+    )
+    (scface / "some.csv").write_text("record,role\n" + rows)
+    arguments += ["--protocol", "some.csv", "--size", "full"]
+    assert main([*arguments, "--hard", "distance < 2"]) == 0
+    output = capsys.readouterr().out
+    assert "full size, easy (not hard): 10 probes" in output
+    assert "full size, hard (distance < 2): 5 probes" in output
+    (scface / "race.csv").write_text(
+        "record,race\n" + "".join(f"{i + 1},{'xy'[i // 16 % 2]}\n" for i in range(80))
+    )
+    arguments[arguments.index("scface.npz")] = "race.csv"
+    assert main([*arguments, "--group", "race"]) == 0
+    output = capsys.readouterr().out
+    assert "full size, x: 9 probes" in output
+    assert "full size, y: 6 probes" in output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--rec: expected a .rec file, or --protocol CSV with a column `file`, got neither"),
+        (["--protocol", "scface"], "--rec: expected a .rec file"),
+        (["--rec", "scface.rec", "--protocol", "scface"], "--protocol scface: expected --attributes TABLE from"),
+        (["--rec", "scface.rec", "--protocol", "scface", "--attributes", "scface.npz"],
+         "expected SCface's 130 subjects, of which 50 are for training, got 5"),
+        (["--rec", "scface.rec", "--protocol", "cox", "--attributes", "scface.npz"], "got no 'source'"),
+        (["--rec", "scface.rec", "--test-subjects", "a"], "--test-subjects: expected --protocol scface or cox"),
+        (["--rec", "scface.rec", "--save-protocol", "a"], "--save-protocol: expected --protocol scface or cox"),
+        (["--rec", "scface.rec", "--protocol", "scface", "--attributes", "scface.npz", "--train-subjects", "1.5"],
+         "--train-subjects: expected a number of subjects, or a share below 1, got 1.5"),
+        (["--rec", "scface.rec", "--group", "race"], "--group: expected --attributes TABLE with the column 'race'"),
+        (["--rec", "scface.rec", "--hard", "yaw > 1"], "--easy, --hard: expected --attributes TABLE"),
+        (["--rec", "scface.rec", "--attributes", "scface.npz", "--easy", "camera > 1"], "--easy: expected --hard RULE"),
+        (["--rec", "scface.rec", "--attributes", "scface.npz", "--hard", "cam > 1"], "did you mean 'camera'"),
+        (["--rec", "scface.rec", "--root", "x"], "--root: expected image files of a CSV, without --rec"),
+        (["--protocol", "x.csv", "--names", "x"], "--names: expected --rec with it, got none"),
+        (["--protocol", "x.csv"], "x.csv: cannot be read as a protocol"),
+        (["--rec", "scface.rec", "--protocol", "scfac"], "expected a .csv file, scface or cox, got 'scfac'; did you mean"),
+        (["--rec", "scface.rec", "--figures", "val.rec"], "--figures: expected a folder, got the file val.rec"),
+        (["--rec", "scface.rec", "--max-missing", "-1"], "--max-missing: expected a whole number >= 0, got -1"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_who_is_searched_for(scface, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(scface)
+    assert main(["identification", "--model", "base.onnx", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_damaged_record_is_never_left_out(scface, capsys, monkeypatch):
+    monkeypatch.chdir(scface)
+    data = bytearray((scface / "val.rec").read_bytes())
+    index = dict(line.split() for line in (scface / "val.idx").read_text().splitlines())
+    at = int(index["5"])
+    data[at : at + 4] = b"bad!"
+    (scface / "bad.rec").write_bytes(data)
+    (scface / "bad.idx").write_bytes((scface / "val.idx").read_bytes())
+    assert main(["identification", "--model", "base.onnx", "--rec", "bad.rec"]) == 2
+    assert "record" in capsys.readouterr().err
 
 
 def test_an_input_error_is_one_line_and_exit_code_2(folder):
@@ -113,6 +336,10 @@ def test_an_input_error_is_one_line_and_exit_code_2(folder):
          "--size: expected 'full' or a whole number of pixels within 4..112, got '3'"),
         (["identification", "--model", "m", "--rec", "none.rec"], "expected a .rec file"),
         (["verification", "--model", "m", "--model", "m", "--bin", "easy.bin"], "expected different models"),
+        (["verification", "--model", "m", "--bin", "easy.bin", "--attributes", "a", "b", "--hard", "x > 1"],
+         "--attributes: expected a table for each of 1 sets of --bin, in their order, got 2"),
+        (["verification", "--model", "m", "--bin", "easy.bin", "--hard", "x > 1"],
+         "--easy, --hard: expected --attributes TABLE"),
         (["verification", "--model", "none.onnx", "--bin", "easy.bin"], "none.onnx: no such ONNX file"),
     ],
 )  # fmt: skip
@@ -132,10 +359,24 @@ def test_mistakes_on_the_command_line(folder, capsys, monkeypatch, arguments, me
         ["verification", "--model", "base.onnx", "--bin", "easy.bin", "--json", "./base.onnx"],
         ["identification", "--model", "base.onnx", "--rec", "val.rec", "--json", "val.rec"],
         ["identification", "--model", "base.onnx", "--rec", "val.rec", "--json", "val.idx"],
+        [
+            "verification",
+            "--model",
+            "base.onnx",
+            "--bin",
+            "easy.bin",
+            "--hard",
+            "x > 1",
+            "--attributes",
+            "t.csv",
+            "--json",
+            "t.csv",
+        ],
     ],
 )
 def test_results_do_not_replace_an_input(folder, capsys, monkeypatch, arguments):
     monkeypatch.chdir(folder)
+    (folder / "t.csv").write_text("record,x\n0,1\n")
     before = (folder / arguments[-1]).read_bytes()
     assert main(arguments) == 2
     captured = capsys.readouterr()

@@ -6,15 +6,13 @@ import numpy as np
 
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.metrics import as_scores
+from ddl_plugin.evaluation.tally import Tally, node
+
+#: Cosines, all of them or counted.
+Scores = np.ndarray | Tally
 
 BINS = 100  # R of the paper
 GAMMA = 50.0  # gamma of Eq. 4; the paper gives none, the authors' code uses sigma 0.1 = gamma 50
-
-# Scores are first shared out linearly between the two nearest nodes of this fine grid; the Gaussian is
-# then summed over the grid. The error on exp(-gamma d^2) is at most gamma * step^2 / 4 = 1.2e-8.
-_FINE = 65536
-_CHUNK = 1 << 20  # scores at a time: bounds the memory at some 50 MB
-_ROUNDING = 1e-3  # how far beyond [-1, 1] a cosine of low-precision embeddings may lie
 
 
 def nodes(bins: int = BINS) -> np.ndarray:
@@ -22,42 +20,33 @@ def nodes(bins: int = BINS) -> np.ndarray:
     return np.linspace(-1.0, 1.0, bins)
 
 
-def _fine_counts(scores: np.ndarray) -> np.ndarray:
-    counts = np.zeros(_FINE + 2)
-    for start in range(0, scores.size, _CHUNK):
-        chunk = scores[start : start + _CHUNK].astype(np.float64)
-        place = (np.clip(chunk, -1.0, 1.0) + 1.0) * (_FINE / 2)
-        left = place.astype(np.int64)
-        share = place - left
-        counts += np.bincount(left, 1.0 - share, _FINE + 2) + np.bincount(left + 1, share, _FINE + 2)
-    return counts[: _FINE + 1]
+def as_tally(scores: Scores, name: str = "scores") -> Tally:
+    """`scores` counted, where they are not yet. Raises UserError for no score, and for what is no cosine."""
+    tally = scores if isinstance(scores, Tally) else Tally(as_scores(scores, name), name)
+    tally.check()
+    return tally
 
 
-def soft_histogram(scores: np.ndarray, bins: int = BINS, gamma: float = GAMMA) -> np.ndarray:
+def soft_histogram(scores: Scores, bins: int = BINS, gamma: float = GAMMA) -> np.ndarray:
     """The paper's histogram of similarities, Eq. 3-4, as a distribution.
 
-    h_r = mean over s of exp(-gamma (s - t_r)^2), then divided by the sum over r.
+    h_r = mean over s of exp(-gamma (s - t_r)^2), then divided by the sum over r. Scores are first shared out
+    linearly between the two nearest of 65,537 nodes, and the Gaussian is summed over these: an error of at most
+    gamma * step^2 / 4 = 1.2e-8.
 
     Args:
-        scores: cosines, any shape; up to 1e-3 beyond [-1, 1] is taken for rounding.
+        scores: cosines, any shape, or their tally; up to 1e-3 beyond [-1, 1] is taken for rounding.
         bins: R, number of nodes on [-1, 1].
         gamma: spread of the Gaussian, per squared cosine.
 
     Returns:
         float64 (bins,), sum 1.
 
-    Cost: O(scores + 65,537 x bins); about 60 MB however many scores.
+    Cost: O(scores + 65,537 x bins); some MB however many scores.
     """
-    scores = as_scores(scores, "scores")
-    low, high = float(scores.min()), float(scores.max())
-    if low < -1 - _ROUNDING or high > 1 + _ROUNDING:
-        raise UserError(
-            f"scores: expected cosines in [-1, 1], got {low:g}..{high:g}; normalise the embeddings"
-        )
-    counts = _fine_counts(scores)
-    filled = np.flatnonzero(counts)
-    at = filled * (2.0 / _FINE) - 1.0
-    weights = counts[filled]
+    weights = as_tally(scores).on_nodes()
+    filled = np.flatnonzero(weights)
+    at, weights = node(filled), weights[filled]
     histogram = np.array([np.dot(weights, np.exp(-gamma * (at - t) ** 2)) for t in nodes(bins)])
     total = histogram.sum()
     if total == 0:
@@ -68,7 +57,7 @@ def soft_histogram(scores: np.ndarray, bins: int = BINS, gamma: float = GAMMA) -
 
 
 def histogram_intersection(
-    negatives: np.ndarray, positives: np.ndarray, bins: int = BINS, gamma: float = GAMMA
+    negatives: Scores, positives: Scores, bins: int = BINS, gamma: float = GAMMA
 ) -> float:
     """sum_r min(h_r^+, h_r^-) of the two soft histograms (paper 4.3): 0 apart, 1 when they are the same."""
     return float(
@@ -76,7 +65,35 @@ def histogram_intersection(
     )
 
 
-def expectation_margin(negatives: np.ndarray, positives: np.ndarray) -> float:
+def expectation_margin(negatives: Scores, positives: Scores) -> float:
     """mean(positives) - mean(negatives), in cosine (paper 4.3); larger is better."""
-    negatives, positives = as_scores(negatives, "negatives"), as_scores(positives, "positives")
-    return float(positives.mean(dtype=np.float64) - negatives.mean(dtype=np.float64))
+    return _mean(positives, "positives") - _mean(negatives, "negatives")
+
+
+def _mean(scores: Scores, name: str) -> float:
+    if not isinstance(scores, Tally):
+        scores = as_scores(scores, name)
+    return float(scores.mean(dtype=np.float64))
+
+
+def decidability(negatives: Tally, positives: Tally) -> float | None:
+    """d' = (mean+ - mean-) / sqrt((var+ + var-) / 2): the margin in standard deviations.
+
+    None where neither kind varies, as with one score of each: there is no unit then.
+    """
+    spread = np.sqrt((negatives.std() ** 2 + positives.std() ** 2) / 2)
+    return float((positives.mean() - negatives.mean()) / spread) if spread > 0 else None
+
+
+def describe(negatives: Tally, positives: Tally) -> dict[str, float | None]:
+    """What is said of the two distributions, for JSON: means, standard deviations (the population's), `margin`,
+    `intersection`, `d_prime`."""
+    return {
+        "negative_mean": negatives.mean(),
+        "negative_std": negatives.std(),
+        "positive_mean": positives.mean(),
+        "positive_std": positives.std(),
+        "margin": expectation_margin(negatives, positives),
+        "intersection": histogram_intersection(negatives, positives),
+        "d_prime": decidability(negatives, positives),
+    }

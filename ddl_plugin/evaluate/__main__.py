@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from ddl_plugin.cli import Parser, run
-from ddl_plugin.evaluate import identification, verification
+from ddl_plugin.evaluate import identification, ijb, verification
 
-_KINDS = (verification, identification)
+_KINDS = (verification, identification, ijb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ def extract(
         float64 (count, D), unit length: exactly what upstream's float64 arithmetic gives.
 
     Raises:
-        UserError: naming the first image whose embedding is not finite or zero.
+        UserError: naming the first image whose embedding is not finite or zero, with the others of its batch counted.
     """
     features = None
     for start in progress(range(0, count, batch)):
@@ -55,9 +55,10 @@ def extract(
         length = np.linalg.norm(rows, axis=1)
         bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
         if bad.size:
+            others = f", and {bad.size - 1} others among {stop} of {count} images" if bad.size > 1 else ""
             raise UserError(
                 f"{describe(start + int(bad[0]))}: expected a finite, non-zero embedding, got "
-                f"length {length[bad[0]]:g}; check the model's weights and its input"
+                f"length {length[bad[0]]:g}{others}; check the model's weights and its input"
             )
         if features is None:
             features = np.empty((count, rows.shape[1]))

@@ -1,137 +1,41 @@
-"""1:N identification on a .rec: who of the gallery is on the probe image, at full and at reduced resolution.
+"""1:N identification: who of the gallery is on the probe image, at full and at reduced resolution.
 
-Closed set: rank-k is over the probes whose identity is in the gallery. The others are counted, reported and
-left out of rank-k only; their scores are negatives like any other.
+Closed set: rank-k is over the probes whose identity is in the gallery, and over those that are missing, which count
+as not found. Probes of other identities are counted, reported and left out of rank-k only; their scores are negatives
+like any other.
 """
 
 from __future__ import annotations
 
-import csv
-import os
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ddl_plugin.data.degrade import degrade
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluation.bins import SIDE
+from ddl_plugin.evaluation.evidence import ACCEPTED, FAILURES, REJECTED, Evidence, Failure, Genuine
+from ddl_plugin.evaluation.faces import Faces, RecordFaces
 from ddl_plugin.evaluation.features import Embed, Progress, extract, no_progress
-from ddl_plugin.evaluation.verification import summarise
-from ddl_plugin.settings import Degradation, unknown_keys
+from ddl_plugin.evaluation.metrics import CURVE_POINTS
+from ddl_plugin.evaluation.protocols import Protocol
+from ddl_plugin.evaluation.search import Search, search
+from ddl_plugin.evaluation.subsets import Subset
+from ddl_plugin.evaluation.verification import in_words
+from ddl_plugin.settings import Degradation
 
 FARS = (1e-2, 1e-3, 1e-4)
 RANKS = (1, 5)
 SIZES = (None, 24, 14)
-
-_COLUMNS = ("record", "role", "condition")
-_ROLES = ("gallery", "probe")
-_CHUNK_SCORES = 1 << 22  # scores of one matrix product: 16 MiB
+ALL = "all"
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """Which images are the gallery and which are the probes."""
-
-    gallery: np.ndarray  # int64 (G,) positions
-    probes: np.ndarray  # int64 (P,) positions
-    conditions: np.ndarray | None = None  # str (P,), what kind of probe each one is
-
-
-class Matches(NamedTuple):
-    """All scores of probes against a gallery."""
-
-    ranks: np.ndarray  # int64 (P,), 1 is best; 0: the probe's identity is not in the gallery
-    negatives: np.ndarray  # float32, probe and gallery image of different identities
-    positives: np.ndarray  # float32, of the same identity
-
-
-def first_second(records: Records) -> Protocol:
-    """Gallery: the first image of each identity that has two or more; probes: the second ones."""
-    order = np.argsort(records.labels, kind="stable")
-    labels = records.labels[order]
-    starts = np.flatnonzero(np.concatenate(([True], labels[1:] != labels[:-1])))
-    starts = starts[np.diff(starts, append=len(labels)) >= 2]
-    if starts.size < 2:
-        raise UserError(
-            f"{records.path}: expected two identities or more with two images each, got {starts.size}; "
-            f"use another .rec, or name gallery and probes with --protocol"
-        )
-    return Protocol(order[starts].astype(np.int64), order[starts + 1].astype(np.int64))
-
-
-def load_protocol(path: str | os.PathLike, records: Records) -> Protocol:
-    """Read a CSV with the columns record (its number in the .idx), role (gallery or probe), [condition].
-
-    Raises:
-        UserError: unknown or missing columns, another role, a record that the .rec has not or that is listed
-            twice (with its line), a gallery of fewer than two identities, no probe.
-    """
-    path = Path(path)
-    keys, is_probe, conditions, has_condition = _read_rows(path)
-    place = np.searchsorted(records.keys, keys)
-    found = records.keys[np.minimum(place, len(records) - 1)] == keys
-    if not found.all():
-        missing = keys[~found]
-        raise UserError(
-            f"{path}: expected record numbers of {records.path.name} (1..{records.keys[-1]}), got {missing.size} "
-            f"others, the first is {missing[0]}"
-        )
-    numbers, counts = np.unique(keys, return_counts=True)
-    if (counts > 1).any():
-        raise UserError(
-            f"{path}: expected every record once, in the gallery or as a probe, got record "
-            f"{numbers[counts > 1][0]} {counts[counts > 1][0]} times"
-        )
-    gallery, probes = place[~is_probe], place[is_probe]
-    identities = np.unique(records.labels[gallery]).size
-    if identities < 2 or probes.size == 0:
-        raise UserError(
-            f"{path}: expected two gallery identities or more and one probe or more, got {identities} and {probes.size}"
-        )
-    return Protocol(gallery, probes, conditions[is_probe] if has_condition else None)
-
-
-def _read_rows(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            unknown_keys(str(path), dict.fromkeys(columns), _COLUMNS)
-            for name in _COLUMNS[:2]:
-                if name not in columns:
-                    raise UserError(
-                        f"{path}: expected the columns record, role and, if wanted, condition; got no {name!r}"
-                    )
-            rows = [_row(path, reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a protocol: {error}") from error
-    keys = np.array([key for key, _, _ in rows], dtype=np.int64)
-    is_probe = np.array([probe for _, probe, _ in rows], dtype=bool)
-    return (
-        keys,
-        is_probe,
-        np.array([condition for _, _, condition in rows], dtype=str),
-        "condition" in columns,
-    )
-
-
-def _row(path: Path, line: int, row: dict[str, Any]) -> tuple[int, bool, str]:
-    where = f"{path}, line {line}"
-    number, role = (row["record"] or "").strip(), (row["role"] or "").strip()
-    if not (number.isascii() and number.isdigit()) or len(number) > 18:
-        raise UserError(f"{where}: record: expected a record number, got {number!r}")
-    if role not in _ROLES:
-        raise UserError(f"{where}: role: expected gallery or probe, got {role!r}")
-    return int(number), role == "probe", (row.get("condition") or "").strip()
-
-
-def embed_records(
+def embed_faces(
     embed: Embed,
-    records: Records,
+    faces: Faces,
     positions: np.ndarray,
     size: int | None = None,
     *,
@@ -139,150 +43,254 @@ def embed_records(
     batch: int = 64,
     progress: Progress = no_progress,
 ) -> np.ndarray:
-    """Unit-length embeddings of images of a .rec, float32 (n, D), in the order of `positions`.
+    """Unit-length embeddings of images, float32 (n, D), in the order of `positions`.
 
     Args:
         size: side in pixels that the images are shrunk to (area average) and enlarged from (bicubic);
             None: the images as they are.
         flip: add the mirror image's embedding first.
     """
-    degradation = Degradation(size=size)
-    rng = np.random.default_rng(0)  # asked for by degrade; a fixed size draws nothing that matters
-
-    def image(position: int) -> np.ndarray:
-        pixels = records.image(position)
-        if pixels.shape != (SIDE, SIDE, 3):
-            raise UserError(
-                f"{describe(position)}: expected {SIDE}x{SIDE} pixels, got {pixels.shape[1]}x{pixels.shape[0]}; "
-                f"align the faces first"
-            )
-        return pixels if size is None else degrade(pixels, degradation, rng)
 
     def load(start: int, stop: int) -> np.ndarray:
-        return np.stack([image(int(p)) for p in positions[start:stop]])
-
-    def describe(position: int) -> str:
-        return f"record {records.keys[position]} of {records.path.name}"
+        return np.stack([_face(faces, int(p), size) for p in positions[start:stop]])
 
     features = extract(
         embed,
         load,
         len(positions),
         flip=flip,
-        describe=lambda i: describe(positions[i]),
+        describe=lambda i: faces.describe(int(positions[i])),
         batch=batch,
         progress=progress,
     )
     return features.astype(np.float32)
 
 
-def match(
-    gallery: np.ndarray, gallery_labels: np.ndarray, probes: np.ndarray, probe_labels: np.ndarray
-) -> Matches:
-    """Compare every probe with every gallery image.
+def _face(faces: Faces, position: int, size: int | None) -> np.ndarray:
+    pixels = faces.image(position)
+    if size is None:
+        return pixels
+    # The generator is asked for by degrade; a fixed size draws nothing that matters.
+    return degrade(pixels, Degradation(size=size), np.random.default_rng(0))
 
-    A probe's score for an identity is its best over that identity's gallery images. Its rank is 1 + the number
-    of other identities whose score is as high or higher: a tie counts as wrong.
 
-    Args:
-        gallery, probes: (G, D) and (P, D) float32, unit length.
-        gallery_labels, probe_labels: (G,) and (P,) identities.
+@dataclass(frozen=True)
+class Line:
+    """One line of results at each size: some of the probes, and the gallery that they are searched in.
 
-    Memory: the G x P scores that are returned, 4 bytes each, and one block of at most 16 MiB.
+    condition: its name in the results; missing: probes that there should be.
     """
-    order = np.argsort(gallery_labels, kind="stable")
-    gallery, gallery_labels = gallery[order], gallery_labels[order]
-    identities, starts, sizes = np.unique(gallery_labels, return_index=True, return_counts=True)
-    own = np.minimum(np.searchsorted(identities, probe_labels), len(identities) - 1)
-    known = identities[own] == probe_labels
 
-    count = int(sizes[own[known]].sum())
-    positives = np.empty(count, dtype=np.float32)
-    negatives = np.empty(len(gallery) * len(probes) - count, dtype=np.float32)
-    ranks = np.zeros(len(probes), dtype=np.int64)
-    at_positive = at_negative = 0
-    rows = max(1, _CHUNK_SCORES // len(gallery))
-    for start in range(0, len(probes), rows):
-        part = slice(start, start + rows)
-        scores = probes[part] @ gallery.T
-        same = probe_labels[part, None] == gallery_labels
-        for kept, at, values in (
-            (positives, at_positive, scores[same]),
-            (negatives, at_negative, scores[~same]),
-        ):
-            kept[at : at + values.size] = values
-        at_positive += np.count_nonzero(same)
-        at_negative += same.size - np.count_nonzero(same)
+    condition: str
+    gallery: np.ndarray  # int64, places in the protocol's gallery
+    probes: np.ndarray  # int64, places in the protocol's probes
+    missing: int
 
-        best = np.maximum.reduceat(scores, starts, axis=1)
-        right = np.take_along_axis(best, own[part, None], axis=1)
-        # The right identity itself is counted by >=, and stands for the 1 of "1 +".
-        ranks[part] = np.where(known[part], np.count_nonzero(best >= right, axis=1), 0)
-    return Matches(ranks, negatives, positives)
+
+def lines_of(protocol: Protocol, labels: np.ndarray, subsets: Sequence[Subset] = ()) -> list[Line]:
+    """All probes, those of each condition, those of each easy or hard subset; all of these for each group.
+
+    labels: identities of the images. subsets: `chosen` is of the protocol's probes; missing probes are in none.
+
+    Raises:
+        UserError: for a line without a probe whose identity is in its gallery, or with a gallery of one identity:
+            named, before anything is embedded.
+    """
+    everything = np.ones(len(protocol.probes), bool)
+    groups = [("", np.ones(len(protocol.gallery), bool), everything)]
+    if protocol.groups is not None:
+        names = np.unique(np.concatenate(protocol.groups))
+        groups = [(str(name), protocol.groups[0] == name, protocol.groups[1] == name) for name in names]
+    kinds = [(ALL, everything)]
+    if protocol.conditions is not None:
+        kinds += [(str(name), protocol.conditions == name) for name in np.unique(protocol.conditions)]
+    count = len(kinds)
+    kinds += [(f"{part.name} ({part.rule})", part.chosen) for part in subsets]
+    lines = []
+    for group, in_gallery, of_group in groups:
+        for k, (kind, chosen) in enumerate(kinds):
+            missing = [
+                condition
+                for condition, other in protocol.missing
+                if other == group and (k == 0 or (k < count and condition == kind))
+            ]
+            name = kind if not group else group if kind == ALL else f"{group}, {kind}"
+            line = Line(name, np.flatnonzero(in_gallery), np.flatnonzero(of_group & chosen), len(missing))
+            _check(line, protocol, labels)
+            lines.append(line)
+    return lines
+
+
+def _check(line: Line, protocol: Protocol, labels: np.ndarray) -> None:
+    identities = np.unique(labels[protocol.gallery[line.gallery]])
+    known = np.isin(labels[protocol.probes[line.probes]], identities)
+    if not known.any():
+        raise UserError(
+            f"probes, condition {line.condition!r}: expected identities of the gallery, got {known.size} probes "
+            f"of others; rank-k needs a probe whose identity is in the gallery"
+        )
+    if identities.size < 2:
+        raise UserError(
+            f"gallery, condition {line.condition!r}: expected two identities or more, got {identities.size}"
+        )
 
 
 def identify(
     embed: Embed,
-    records: Records,
+    faces: Records | Faces,
+    protocol: Protocol,
+    sizes: Sequence[int | None] = SIZES,
+    **options: Any,
+) -> dict[str, Any]:
+    """The results alone of `examine`."""
+    return examine(embed, faces, protocol, sizes, **options)[0]
+
+
+def examine(
+    embed: Embed,
+    faces: Records | Faces,
     protocol: Protocol,
     sizes: Sequence[int | None] = SIZES,
     *,
+    subsets: Sequence[Subset] = (),
     flip: bool = False,
     batch: int = 64,
     fars: Sequence[float] = FARS,
     progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """Rank-1, rank-5, TAR at FAR over all probe-gallery pairs, margin and intersection.
+) -> tuple[dict[str, Any], list[Evidence]]:
+    """Rank-1, rank-5, TAR at FAR over all probe-gallery pairs, and their distributions.
 
     Args:
         sizes: resolutions of the probes in pixels, None for the images as they are; the gallery is never
             degraded.
+        subsets: easy and hard probes.
         flip: False by default, unlike verification: one embedding of one image, as a deployed search does it.
 
     Returns:
-        dict with gallery, gallery_identities, probes and results: one entry for each size, and for each size and
-        condition where the protocol has conditions, with size ('full' or pixels), condition ('all' or its name),
-        probes, outside_gallery (probes left out of rank-k), rank1, rank5 (0..1) and the keys of `summarise`.
+        dict with set, gallery, gallery_identities, probes, results and, where the protocol has two conditions or more,
+        averages. results: one entry for each size and each line of `lines_of`, with size ('full' or pixels),
+        condition ('all' or its name), probes (those that are there), missing (those that are not: not found),
+        outside_gallery (probes left out of rank-k), rank1, rank5 (0..1) and the keys of `summarise`.
+        averages: for each size (and group) the means of rank1 and rank5 over the conditions.
+
+        And what stands behind each entry, in the same order.
     """
-    gallery_labels = records.labels[protocol.gallery]
-    gallery = embed_records(embed, records, protocol.gallery, flip=flip, batch=batch, progress=progress)
-    results = []
+    if isinstance(faces, Records):
+        faces = RecordFaces(faces)
+    lines = lines_of(protocol, faces.labels, subsets)
+    gallery = embed_faces(embed, faces, protocol.gallery, flip=flip, batch=batch, progress=progress)
+    results, evidence = [], []
     for size in sizes:
-        probes = embed_records(
-            embed, records, protocol.probes, size, flip=flip, batch=batch, progress=progress
-        )
-        for condition, chosen in _conditions(protocol):
-            matches = match(gallery, gallery_labels, probes[chosen], records.labels[protocol.probes[chosen]])
-            named = {"size": "full" if size is None else size, "condition": condition}
-            results.append({**named, **_score(matches, condition, fars)})
-    return {
-        "set": records.path.stem,
+        probes = embed_faces(embed, faces, protocol.probes, size, flip=flip, batch=batch, progress=progress)
+        for line in lines:
+            rows, columns = protocol.probes[line.probes], protocol.gallery[line.gallery]
+            found = search(
+                gallery[line.gallery], faces.labels[columns], probes[line.probes], faces.labels[rows], fars
+            )
+            results.append(_entry(found, line, size, fars))
+            title = title_of(results[-1])
+            evidence.append(_evidence(found, line, title, faces, rows, columns, size))
+    result = {
+        "set": faces.name,
         "gallery": len(protocol.gallery),
-        "gallery_identities": int(np.unique(gallery_labels).size),
+        "gallery_identities": int(np.unique(faces.labels[protocol.gallery]).size),
         "probes": len(protocol.probes),
         "results": results,
     }
+    averages = _averages(protocol, results)
+    return ({**result, "averages": averages} if averages else result), evidence
 
 
-def _conditions(protocol: Protocol) -> list[tuple[str, np.ndarray]]:
-    everything = [("all", np.arange(len(protocol.probes)))]
-    if protocol.conditions is None:
-        return everything
-    return everything + [
-        (str(name), np.flatnonzero(protocol.conditions == name)) for name in np.unique(protocol.conditions)
-    ]
+def title_of(entry: dict[str, Any]) -> str:
+    """'full size', '14 x 14 pixels, d1': the line of an entry of results."""
+    size = "full size" if entry["size"] == "full" else f"{entry['size']} x {entry['size']} pixels"
+    return size if entry["condition"] == ALL else f"{size}, {entry['condition']}"
 
 
-def _score(matches: Matches, condition: str, fars: Sequence[float]) -> dict[str, Any]:
-    ranks = matches.ranks[matches.ranks > 0]
-    if ranks.size == 0:
-        raise UserError(
-            f"probes, condition {condition!r}: expected identities of the gallery, got {matches.ranks.size} probes "
-            f"of others; rank-k needs a probe whose identity is in the gallery"
-        )
+def _entry(found: Search, line: Line, size: int | None, fars: Sequence[float]) -> dict[str, Any]:
+    ranks = found.ranks[found.ranks > 0]
+    rates = found.rates
     return {
-        "probes": int(matches.ranks.size),
-        "outside_gallery": int(matches.ranks.size - ranks.size),
-        **{f"rank{k}": float(np.mean(ranks <= k)) for k in RANKS},
-        **summarise(matches.negatives, matches.positives, fars),
+        "size": "full" if size is None else size,
+        "condition": line.condition,
+        "probes": int(found.ranks.size),
+        "missing": line.missing,
+        "outside_gallery": int(found.ranks.size - ranks.size),
+        **{f"rank{k}": float(np.count_nonzero(ranks <= k) / (ranks.size + line.missing)) for k in RANKS},
+        **in_words(rates.negatives, rates.positives, fars, rates.tar_at_far(), rates.eer()),
     }
+
+
+def _evidence(
+    found: Search,
+    line: Line,
+    title: str,
+    faces: Faces,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    size: int | None,
+) -> Evidence:
+    """rows, columns: positions of the line's probes and gallery images."""
+    ranks = found.ranks[found.ranks > 0]
+    by_rank = np.cumsum(np.bincount(ranks)) / (ranks.size + line.missing)
+    identities = int(np.unique(faces.labels[columns]).size)
+    at = np.unique(np.geomspace(1, identities, CURVE_POINTS).astype(np.int64))
+    cmc = at, by_rank[np.minimum(at, len(by_rank) - 1)]
+    failures = []
+    for kind, place, score, rival in (
+        (REJECTED, found.own, found.own_score, found.other_score),
+        (ACCEPTED, found.other, found.other_score, found.own_score),
+    ):
+        wrong = np.flatnonzero(found.ranks > 1)
+        worst = wrong[np.argsort(score[wrong] if kind == REJECTED else -score[wrong], kind="stable")]
+        for i in worst[:FAILURES].tolist():
+            probe, candidate = int(rows[i]), int(columns[place[i]])
+            names = faces.describe(probe), faces.describe(candidate)
+            load = functools.partial(_pair, faces, probe, candidate, size)
+            failures.append(Failure(kind, float(score[i]), float(rival[i]), names, load))
+    rates = found.rates
+    genuine = _genuine(found, faces, rows, columns, size)
+    return Evidence(title, rates.negatives, rates.positives, rates.curve(), cmc, tuple(failures), genuine)
+
+
+def _genuine(found: Search, faces: Faces, rows: np.ndarray, columns: np.ndarray, size: int | None) -> Genuine:
+    """The probes whose identity is in the gallery, each against the best of another person."""
+    probes = np.flatnonzero(found.ranks > 0)
+
+    def places(i: int) -> tuple[int, int, int]:
+        p = probes[i]
+        return int(rows[p]), int(columns[found.own[p]]), int(columns[found.other[p]])
+
+    def images(i: int) -> tuple[np.ndarray, ...]:
+        probe, *candidates = places(i)
+        return (_face(faces, probe, size), *(_face(faces, candidate, None) for candidate in candidates))
+
+    return Genuine(
+        found.own_score[probes],
+        found.other_score[probes],
+        found.ranks[probes] == 1,
+        ("probe", "mate in the gallery", "another person, the most alike"),
+        lambda i: tuple(map(faces.describe, places(i))),
+        images,
+    )
+
+
+def _pair(faces: Faces, probe: int, candidate: int, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    return _face(faces, probe, size), _face(faces, candidate, None)
+
+
+def _averages(protocol: Protocol, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the conditions, of each size and group, as in the last column of the paper's Table 3."""
+    if protocol.conditions is None:
+        return []
+    conditions = [str(name) for name in np.unique(protocol.conditions)]
+    groups = [""] if protocol.groups is None else np.unique(np.concatenate(protocol.groups)).tolist()
+    averages = []
+    for size in dict.fromkeys(entry["size"] for entry in results):
+        for group in groups:
+            names = [f"{group}, {condition}" if group else condition for condition in conditions]
+            entries = [e for e in results if e["size"] == size and e["condition"] in names]
+            if len(entries) > 1:
+                means = {f"rank{k}": float(np.mean([e[f"rank{k}"] for e in entries])) for k in RANKS}
+                averages.append({"size": size, "group": group or None, "over": names, **means})
+    return averages

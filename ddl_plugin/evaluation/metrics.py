@@ -19,6 +19,8 @@ from ddl_plugin.errors import UserError
 
 #: Squared Euclidean distances of unit vectors that InsightFace's verification tries as thresholds.
 _DISTANCE_THRESHOLDS = np.arange(0, 4, 0.01)
+_VAL_THRESHOLDS = np.arange(0, 4, 0.001)
+CURVE_POINTS = 2000  # of a ROC that is kept for a figure
 
 
 class TarAtFar(NamedTuple):
@@ -27,6 +29,22 @@ class TarAtFar(NamedTuple):
     tar: np.ndarray | float
     far: np.ndarray | float
     threshold: np.ndarray | float
+
+
+class Folds(NamedTuple):
+    """A cross-validated accuracy, pair by pair."""
+
+    correct: np.ndarray  # bool (n,): the pair is called right at its own fold's threshold
+    accuracy: np.ndarray  # float64 (folds,)
+    threshold: np.ndarray  # float64 (n,): each pair's threshold, as a cosine: "same" above it
+
+
+class Val(NamedTuple):
+    """InsightFace's validation rate: the share of positives accepted where about `far` of the negatives are."""
+
+    val: float
+    std: float  # over the folds, the population's
+    far: float  # the one obtained, mean of the folds
 
 
 class Roc(NamedTuple):
@@ -67,7 +85,7 @@ def _accepted(ascending: np.ndarray, thresholds: np.ndarray | float) -> np.ndarr
     return (ascending.size - np.searchsorted(ascending, thresholds, side="left")) / ascending.size
 
 
-def _allowed(far: float, count: int) -> int:
+def allowed(far: float, count: int) -> int:
     """The largest k with k / count <= far, safe from the rounding of far * count."""
     k = int(far * count)
     if (k + 1) / count <= far:
@@ -98,7 +116,7 @@ def tar_at_far(negatives: np.ndarray, positives: np.ndarray, far: float | np.nda
         raise UserError(f"far: expected rates in 0..1, got {far!r}")
     count = negatives.size
     # ranks[i]: position in ascending order of the largest negative that must be rejected.
-    ranks = np.array([count - 1 - _allowed(f, count) for f in wanted.ravel()], dtype=np.int64)
+    ranks = np.array([count - 1 - allowed(f, count) for f in wanted.ravel()], dtype=np.int64)
     inside = np.unique(ranks[ranks >= 0])
     part = np.partition(negatives, inside) if inside.size else negatives
     # Threshold that accepts every score, for FAR 1.
@@ -156,14 +174,64 @@ def eer(negatives: np.ndarray, positives: np.ndarray) -> float:
     return both / 2
 
 
-def tenfold_accuracy(similarity: np.ndarray, issame: np.ndarray, folds: int = 10) -> tuple[float, float]:
-    """Cross-validated accuracy as InsightFace's verification computes it: mean and standard deviation.
+def thin(far: np.ndarray, tar: np.ndarray, most: int = CURVE_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """A ROC in at most `most` points, so that a figure of it looks the same, also with a logarithmic FAR.
+
+    far, tar: (m,), both rising. Points at which neither changes are left out first; of the rest those are kept that
+    are next to equal steps of the FAR, of its logarithm and of the TAR. The ends are always kept.
+    """
+    changes = np.flatnonzero((np.diff(far) > 0) | (np.diff(tar) > 0)) + 1
+    kept = np.concatenate(([0], changes))
+    if kept.size > most:
+        x, y = far[kept], tar[kept]
+        third = most // 3 - 1
+        lowest = x[x > 0].min()
+        near = [
+            np.searchsorted(x, np.linspace(0, 1, third)),
+            np.searchsorted(x, np.geomspace(lowest, 1, third)),
+            np.searchsorted(y, np.linspace(0, y[-1], third)),
+            [0, kept.size - 1],
+        ]
+        kept = kept[np.unique(np.minimum(np.concatenate(near), kept.size - 1).astype(np.int64))]
+    return far[kept], tar[kept]
+
+
+def _fold_of(pairs: int, folds: int) -> np.ndarray:
+    """The block of each pair, int64 (pairs,): contiguous, the first ones a pair longer where they cannot be equal."""
+    if not 2 <= folds <= pairs:
+        raise UserError(f"folds: expected 2..{pairs} for {pairs} pairs, got {folds}")
+    sizes = np.full(folds, pairs // folds)
+    sizes[: pairs % folds] += 1
+    return np.repeat(np.arange(folds), sizes)
+
+
+def _pairs(similarity: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances of unit vectors, float64 (n,), and the labels, bool (n,)."""
+    similarity = as_scores(similarity, "similarity").astype(np.float64)
+    issame = np.asarray(issame, dtype=bool).ravel()
+    if issame.size != similarity.size:
+        raise UserError(
+            f"issame: expected {similarity.size} labels, one for each similarity, got {issame.size}"
+        )
+    return np.maximum(2.0 - 2.0 * similarity, 0.0), issame
+
+
+def _below(distance: np.ndarray, fold: np.ndarray, folds: int, thresholds: np.ndarray) -> np.ndarray:
+    """How many distances of each fold are below each threshold: int64 (folds, thresholds)."""
+    count = thresholds.size
+    first = np.searchsorted(thresholds, distance, side="right")  # from this threshold on it is below
+    cells = np.bincount(fold * (count + 1) + first, minlength=folds * (count + 1))
+    return cells.reshape(folds, count + 1).cumsum(axis=1)[:, :count]
+
+
+def tenfold(similarity: np.ndarray, issame: np.ndarray, folds: int = 10) -> Folds:
+    """Cross-validated accuracy as InsightFace's verification computes it, pair by pair.
 
     The pairs are cut into `folds` contiguous blocks, unshuffled. For each block the threshold with the
     best accuracy on the other blocks is taken (the first of equals) among the squared Euclidean distances
-    0, 0.01, .. 3.99 of unit vectors, d = 2 - 2 cos; a pair is called "same" when d < threshold. The
-    standard deviation is the population's, over the blocks. InsightFace subtracts the vectors instead; the two
-    can differ only for a distance within rounding (1e-15) of a threshold.
+    0, 0.01, .. 3.99 of unit vectors, d = 2 - 2 cos; a pair is called "same" when d < threshold.
+    InsightFace subtracts the vectors instead; the two can differ only for a distance within rounding (1e-15) of a
+    threshold.
 
     Args:
         similarity: (n,) cosines in file order.
@@ -171,27 +239,48 @@ def tenfold_accuracy(similarity: np.ndarray, issame: np.ndarray, folds: int = 10
 
     Cost: O(n log 400), whatever the number of thresholds.
     """
-    similarity = as_scores(similarity, "similarity").astype(np.float64)
-    issame = np.asarray(issame, dtype=bool).ravel()
-    n = similarity.size
-    if issame.size != n:
-        raise UserError(f"issame: expected {n} labels, one for each similarity, got {issame.size}")
-    if not 2 <= folds <= n:
-        raise UserError(f"folds: expected 2..{n} for {n} pairs, got {folds}")
-    distance = np.maximum(2.0 - 2.0 * similarity, 0.0)
-    count = _DISTANCE_THRESHOLDS.size
-    # A pair is called "same" by all thresholds from this index on.
-    first = np.searchsorted(_DISTANCE_THRESHOLDS, distance, side="right")
-    sizes = np.full(folds, n // folds)
-    sizes[: n % folds] += 1
-    fold = np.repeat(np.arange(folds), sizes)
+    distance, issame = _pairs(similarity, issame)
+    fold = _fold_of(distance.size, folds)
+    same, different = (
+        _below(distance[kind], fold[kind], folds, _DISTANCE_THRESHOLDS) for kind in (issame, ~issame)
+    )
+    right = same - different  # and the number of different pairs, the same for all thresholds
+    best = np.argmax(right.sum(axis=0) - right, axis=1)
+    threshold = _DISTANCE_THRESHOLDS[best][fold]
+    correct = (distance < threshold) == issame
+    accuracy = np.bincount(fold, correct, folds) / np.bincount(fold, minlength=folds)
+    return Folds(correct, accuracy, 1.0 - threshold / 2.0)
 
-    def per_fold(chosen: np.ndarray) -> np.ndarray:
-        cells = np.bincount(fold[chosen] * (count + 1) + first[chosen], minlength=folds * (count + 1))
-        return cells.reshape(folds, count + 1).cumsum(axis=1)[:, :count]
 
-    different = np.bincount(fold[~issame], minlength=folds)[:, None]
-    correct = per_fold(issame) + different - per_fold(~issame)
-    best = np.argmax(correct.sum(axis=0) - correct, axis=1)
-    accuracy = correct[np.arange(folds), best] / sizes
+def tenfold_accuracy(similarity: np.ndarray, issame: np.ndarray, folds: int = 10) -> tuple[float, float]:
+    """Mean and standard deviation (the population's) of `tenfold`'s accuracy over the folds."""
+    accuracy = tenfold(similarity, issame, folds).accuracy
     return float(accuracy.mean()), float(accuracy.std())
+
+
+def val_at_far(similarity: np.ndarray, issame: np.ndarray, far: float = 1e-3, folds: int = 10) -> Val | None:
+    """The validation rate VAL at a FAR as InsightFace's verification computes it.
+
+    For each block of `tenfold` the FAR of the other blocks is computed at the squared distances 0, 0.001, .. 3.999;
+    the threshold is interpolated linearly where it reaches `far` (0, which accepts nothing, where it never does; the
+    highest threshold of those with exactly this FAR), and VAL and FAR of the block are measured there.
+    A FAR is a multiple of 1 / negatives: with fewer than 1 / far negatives VAL says little.
+
+    Returns:
+        Val; None where a block has pairs of one kind alone, and InsightFace would divide by zero.
+    """
+    distance, issame = _pairs(similarity, issame)
+    fold = _fold_of(distance.size, folds)
+    same, different = (np.bincount(fold[kind], minlength=folds) for kind in (issame, ~issame))
+    if not (same.all() and different.all()):
+        return None
+    accepted = _below(distance[~issame], fold[~issame], folds, _VAL_THRESHOLDS)
+    values, obtained = np.zeros(folds), np.zeros(folds)
+    for block in range(folds):
+        rate = (accepted.sum(axis=0) - accepted[block]) / (different.sum() - different[block])
+        threshold = np.interp(far, rate, _VAL_THRESHOLDS) if rate[-1] >= far else 0.0
+        here = fold == block
+        called = distance < threshold
+        values[block] = called[here & issame].mean()
+        obtained[block] = called[here & ~issame].mean()
+    return Val(float(values.mean()), float(values.std()), float(obtained.mean()))

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 
 from ddl_plugin.errors import UserError
+from ddl_plugin.evaluation.providers import wanted, warn_once
 
 SIDE = 112
 #: How insightface.model_zoo tells whether the graph normalises its input: names among the first eight nodes.
@@ -30,12 +31,9 @@ def open_session(path: str | os.PathLike, threads: int | None = None) -> ort.Inf
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    # TF32 keeps 10 bits of the mantissa: enough to move unit embeddings by 1e-3.
-    wanted = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
-    available = ort.get_available_providers()
-    providers = [(name, settings) for name, settings in wanted.items() if name in available]
+    warn_once()
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=wanted())
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise UserError(f"{path}: expected an ONNX model that ONNX Runtime can run: {error}") from error
 

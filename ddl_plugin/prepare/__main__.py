@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from ddl_plugin.cli import Parser, run
-from ddl_plugin.prepare import attributes, check, pairs, partition, pose, records, synthetic
+from ddl_plugin.prepare import attributes, bin, check, pairs, partition, pose, records, synthetic
 
-_COMMANDS = (synthetic, records, check, pose, attributes, partition, pairs)
+_COMMANDS = (synthetic, records, check, pose, attributes, partition, pairs, bin)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

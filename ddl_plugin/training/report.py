@@ -12,8 +12,9 @@ from tqdm import tqdm
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.bins import BinSet, load_bin
-from ddl_plugin.evaluation.identification import Protocol, first_second, identify, load_protocol
+from ddl_plugin.evaluation.identification import identify
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
+from ddl_plugin.evaluation.protocols import Protocol, first_others, load_protocol
 from ddl_plugin.evaluation.verification import pair_similarities, score, split
 from ddl_plugin.files import write_text
 from ddl_plugin.settings import RunSettings
@@ -41,7 +42,7 @@ def open_protocol(settings: RunSettings, folder: Path) -> tuple[Records, Protoco
         return None
     records = Records(in_folder(folder, wanted.rec))
     if wanted.protocol is None:
-        return records, first_second(records)
+        return records, first_others(records, wanted.probes)
     return records, load_protocol(in_folder(folder, wanted.protocol), records)
 
 

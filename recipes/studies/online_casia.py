@@ -18,7 +18,11 @@ study.recipe = "casia_pose"
 study.common = {"verbose": 0}
 study.rows = [
     {"name": "ArcFace", "set": {"loss": "arcface"}, "paper": {"cfp_fp: accuracy": 95.58}},
-    {"name": "Online DDL", "set": {"loss": "online_ddl", **WHOLE_IDENTITIES}, "paper": {"cfp_fp: accuracy": 96.82}},
+    {
+        "name": "Online DDL",
+        "set": {"loss": "online_ddl", **WHOLE_IDENTITIES},
+        "paper": {"cfp_fp: accuracy": 96.82},
+    },
     {"name": "Offline DDL", "paper": {"cfp_fp: accuracy": 96.98}},
 ]
 study.columns = ["lfw: accuracy", "cfp_fp: accuracy"]

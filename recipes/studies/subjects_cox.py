@@ -12,7 +12,8 @@ study.title = "Training subjects"
 study.recipe = "cox_race"
 study.common = {"baseline": False}
 study.rows = [
-    {"name": f"{round(100 * part)} %", "set": {"train_identities": part}} for part in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+    {"name": f"{round(100 * part)} %", "set": {"train_identities": part}}
+    for part in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 ]
 study.seeds = [0, 1, 2]
 study.axis = "train_identities"

@@ -20,7 +20,11 @@ study.rows = [
     {"name": "EMD and order", "set": {"ddl.distance": "emd"}, "paper": paper(78.0, 97.8, 96.8)},
     {"name": "JS and order", "set": {"ddl.distance": "js"}, "paper": paper(83.0, 98.3, 99.0)},
     {"name": "KL alone", "set": {"ddl.lambda_order": 0.0}, "paper": paper(76.0, 94.3, 98.5)},
-    {"name": "order alone", "set": {"ddl.lambda_pos": 0.0, "ddl.lambda_neg": 0.0}, "paper": paper(80.8, 97.5, 99.0)},
+    {
+        "name": "order alone",
+        "set": {"ddl.lambda_pos": 0.0, "ddl.lambda_neg": 0.0},
+        "paper": paper(80.8, 97.5, 99.0),
+    },
     {"name": "random negatives", "set": {"ddl.neg_mining": "random"}, "paper": paper(80.3, 96.3, 95.3)},
     {"name": "mixture", "set": {"ddl.mixture": True}, "paper": paper(81.5, 97.0, 97.8)},
     {"name": "softmax fine-tuning", "set": {"loss": "softmax"}, "paper": paper(77.3, 97.5, 97.8)},

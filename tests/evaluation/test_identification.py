@@ -6,55 +6,12 @@ import pytest
 
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluation.identification import (
-    Protocol,
-    embed_records,
-    first_second,
-    identify,
-    load_protocol,
-    match,
-)
-
-
-def unit(rows):
-    rows = np.asarray(rows, dtype=np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def slow_match(gallery, gallery_labels, probes, probe_labels):
-    ranks, negatives, positives = [], [], []
-    for probe, label in zip(probes, probe_labels, strict=True):
-        best = {}
-        for image, other in zip(gallery, gallery_labels, strict=True):
-            score = float(np.dot(image, probe))
-            (positives if other == label else negatives).append(score)
-            best[other] = max(best.get(other, -9), score)
-        if label not in best:
-            ranks.append(0)
-            continue
-        ranks.append(1 + sum(s >= best[label] for other, s in best.items() if other != label))
-    return ranks, sorted(negatives), sorted(positives)
-
-
-@pytest.mark.parametrize("chunk", [1, 50, 1 << 22])
-@pytest.mark.parametrize("seed", range(4))
-def test_match_equals_plain_loops(seed, chunk, monkeypatch):
-    monkeypatch.setattr("ddl_plugin.evaluation.identification._CHUNK_SCORES", chunk)
-    rng = np.random.default_rng(seed)
-    gallery, probes = unit(rng.normal(size=(25, 4))), unit(rng.normal(size=(17, 4)))
-    # Several gallery images per identity, in no order; some probes of nobody in the gallery.
-    gallery_labels, probe_labels = rng.integers(0, 9, 25) * 10, rng.integers(-1, 11, 17) * 10
-    ranks, negatives, positives = match(gallery, gallery_labels, probes, probe_labels)
-    expected = slow_match(gallery, gallery_labels, probes, probe_labels)
-    assert ranks.tolist() == expected[0]
-    np.testing.assert_allclose(np.sort(negatives), expected[1], atol=1e-6)
-    np.testing.assert_allclose(np.sort(positives), expected[2], atol=1e-6)
-
-
-def test_a_tie_with_another_identity_is_wrong_and_within_the_identity_is_not():
-    gallery = unit([[1, 0], [1, 0], [0, 1], [0, 1]])
-    ranks, _, _ = match(gallery, np.array([1, 2, 3, 3]), unit([[1, 0], [0, 1]]), np.array([1, 3]))
-    assert ranks.tolist() == [2, 1]
+from ddl_plugin.evaluation.evidence import ACCEPTED, REJECTED
+from ddl_plugin.evaluation.faces import RecordFaces
+from ddl_plugin.evaluation.identification import FARS, embed_faces, examine, identify, lines_of
+from ddl_plugin.evaluation.protocols import Protocol, first_others
+from ddl_plugin.evaluation.subsets import Subset
+from ddl_plugin.evaluation.verification import summarise
 
 
 def colour(label, k=0):
@@ -78,64 +35,25 @@ def embed(images):
     return images[:, ::8, ::8].reshape(len(images), -1).astype(np.float32) - 100
 
 
-def protocol_file(tmp_path, text):
-    path = tmp_path / "protocol.csv"
-    path.write_text(text)
-    return path
-
-
 def test_first_against_second_image_of_each_identity(records):
-    protocol = first_second(records)
+    protocol = first_others(records)
     assert protocol.gallery.tolist() == [0, 4, 6]
     assert protocol.probes.tolist() == [1, 5, 7]
 
 
-def test_first_second_needs_two_identities_with_two_images(tmp_path):
+def test_more_images_of_an_identity_may_be_probes(records):
+    protocol = first_others(records, probes=5)
+    assert protocol.gallery.tolist() == [0, 4, 6]
+    assert protocol.probes.tolist() == [1, 2, 5, 7]
+
+
+def test_first_others_needs_two_identities_with_two_images(tmp_path):
     with RecordWriter(tmp_path, "val") as writer:
         for label, count in enumerate((2, 1, 1)):
             for k in range(count):
                 writer.add(colour(label, k), label)
     with pytest.raises(UserError, match=r"val\.rec: expected two identities or more .* got 1"):
-        first_second(Records(tmp_path / "val.rec"))
-
-
-def test_a_protocol_is_read_by_record_number(records, tmp_path):
-    text = "record,role,condition\n1,gallery,\n7,gallery,\n2,probe,d1\n8,probe,d2\n3,probe,d1\n"
-    protocol = load_protocol(protocol_file(tmp_path, text), records)
-    assert protocol.gallery.tolist() == [0, 6]
-    assert protocol.probes.tolist() == [1, 7, 2]
-    assert protocol.conditions.tolist() == ["d1", "d2", "d1"]
-    plain = load_protocol(protocol_file(tmp_path, "role,record\ngallery,1\ngallery,5\nprobe,6\n"), records)
-    assert plain.conditions is None
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("record,rolle\n1,gallery\n", "unknown key 'rolle'; did you mean 'role'"),
-        ("record,condition\n1,a\n", "got no 'role'"),
-        ("", "got no 'record'"),
-        ("record,role\n1,gallery\n2,prob\n", "line 3: role: expected gallery or probe, got 'prob'"),
-        ("record,role\nx,gallery\n", "line 2: record: expected a record number, got 'x'"),
-        ("record,role\n-1,gallery\n", "got '-1'"),
-        ("record,role\n1\n", "role: expected gallery or probe, got ''"),
-        (
-            "record,role\n1,gallery\n99,probe\n98,probe\n",
-            r"record numbers of val\.rec .* got 2 others, the first is 99",
-        ),
-        ("record,role\n1,gallery\n5,gallery\n1,probe\n", "got record 1 2 times"),
-        ("record,role\n1,gallery\n2,gallery\n3,probe\n", "two gallery identities or more .* got 1 and 1"),
-        ("record,role\n1,gallery\n5,gallery\n", "got 2 and 0"),
-    ],
-)
-def test_mistakes_in_a_protocol_are_named(records, tmp_path, text, message):
-    with pytest.raises(UserError, match=message):
-        load_protocol(protocol_file(tmp_path, text), records)
-
-
-def test_a_protocol_that_is_not_there(records, tmp_path):
-    with pytest.raises(UserError, match="cannot be read as a protocol"):
-        load_protocol(tmp_path / "none.csv", records)
+        first_others(Records(tmp_path / "val.rec"))
 
 
 def test_probes_are_degraded_and_the_gallery_is_not(records):
@@ -145,7 +63,7 @@ def test_probes_are_degraded_and_the_gallery_is_not(records):
         seen.append(images)
         return embed(images)
 
-    identify(spy, records, first_second(records), sizes=(8,))
+    identify(spy, records, first_others(records), sizes=(8,))
     gallery, probes = seen
     np.testing.assert_array_equal(gallery, records.images(np.array([0, 4, 6])))
     for position, probe in zip((1, 5, 7), probes, strict=True):
@@ -155,7 +73,7 @@ def test_probes_are_degraded_and_the_gallery_is_not(records):
 
 
 def test_the_result_by_size_is_plain_json(records):
-    result = identify(embed, records, first_second(records), sizes=(None, 8))
+    result = identify(embed, records, first_others(records), sizes=(None, 8))
     assert (result["gallery"], result["gallery_identities"], result["probes"]) == (3, 3, 3)
     full, small = result["results"]
     assert (full["size"], small["size"]) == ("full", 8)
@@ -189,15 +107,15 @@ def test_mirror_images_are_added_on_request_only(records):
         return embed(images)
 
     positions = np.array([0, 4])
-    embed_records(spy, records, positions)
+    embed_faces(spy, RecordFaces(records), positions)
     assert len(calls) == 1
-    embed_records(spy, records, positions, flip=True)
+    embed_faces(spy, RecordFaces(records), positions, flip=True)
     np.testing.assert_array_equal(calls[2], calls[1][:, :, ::-1])
 
 
 def test_a_broken_embedding_is_named_by_its_record(records):
     with pytest.raises(UserError, match=r"record 5 of val\.rec: expected a finite, non-zero embedding"):
-        embed_records(lambda x: embed(x) * np.nan, records, np.array([4, 6]))
+        embed_faces(lambda x: embed(x) * np.nan, RecordFaces(records), np.array([4, 6]))
 
 
 def test_images_of_another_size_are_named(tmp_path):
@@ -206,4 +124,164 @@ def test_images_of_another_size_are_named(tmp_path):
             writer.add(np.zeros((96, 90, 3), np.uint8), label)
     records = Records(tmp_path / "val.rec")
     with pytest.raises(UserError, match=r"record 1 of val\.rec: expected 112x112 pixels, got 90x96"):
-        identify(embed, records, first_second(records))
+        identify(embed, records, first_others(records))
+
+
+def noisy(images):
+    """An embedding by which some identities are taken for others."""
+    rows = embed(images)
+    rng = np.random.default_rng(int(images.astype(np.int64).sum() % 1000))
+    return rows + rng.normal(0, 900, rows.shape).astype(np.float32)
+
+
+def test_results_are_those_of_the_arrays_of_all_scores(records):
+    """The way it was before scores came in blocks."""
+    protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 2, 5, 7]), np.array(["a", "b", "b", "a"]))
+    result = identify(noisy, records, protocol, sizes=(None,), batch=1)
+    gallery, probes = (
+        np.stack([noisy(records.images(np.array([i])))[0] for i in p])
+        for p in (protocol.gallery, protocol.probes)
+    )
+    gallery, probes = (
+        (rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)).astype(
+            np.float32
+        )
+        for rows in (gallery, probes)
+    )
+    for entry, chosen in zip(result["results"], ([0, 1, 2, 3], [0, 3], [1, 2]), strict=True):
+        scores = probes[chosen] @ gallery.T
+        same = records.labels[protocol.probes[chosen]][:, None] == records.labels[protocol.gallery]
+        expected = summarise(scores[~same], scores[same], FARS)
+        for key, value in expected.items():
+            if key == "tar_at_far":
+                for got, wanted in zip(entry[key], value, strict=True):
+                    assert got == pytest.approx(wanted, abs=1e-6)
+            else:
+                assert entry[key] == pytest.approx(value, abs=1e-6)
+        right = [np.argmax(row) == np.argmax(own) for row, own in zip(scores, same, strict=True)]
+        assert entry["rank1"] == np.mean(right)
+
+
+def batch_free(images):
+    """An embedding whose rows do not depend on the batch that they are in."""
+    return np.stack([embed(image[None])[0] for image in images])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_batch_size_changes_no_figure(records, batch):
+    protocol = first_others(records)
+    expected = identify(batch_free, records, protocol, sizes=(None, 8), batch=3)
+    assert identify(batch_free, records, protocol, sizes=(None, 8), batch=batch) == expected
+
+
+def test_missing_probes_count_as_not_found(records):
+    missing = (("d1", ""), ("d1", ""), ("d2", ""))
+    protocol = Protocol(
+        np.array([0, 4, 6]), np.array([1, 5, 7]), np.array(["d1", "d2", "d2"]), missing=missing
+    )
+    result = identify(embed, records, protocol, sizes=(None,))
+    entries = result["results"]
+    assert [(e["probes"], e["missing"]) for e in entries] == [(3, 3), (1, 2), (2, 1)]
+    assert [e["rank1"] for e in entries] == pytest.approx([3 / 6, 1 / 3, 2 / 3])
+    (average,) = result["averages"]
+    assert average["over"] == ["d1", "d2"]
+    assert average["rank1"] == pytest.approx((1 / 3 + 2 / 3) / 2)
+
+
+def test_groups_are_searched_apart(records):
+    """A probe is compared with the gallery of its own group alone."""
+    groups = np.array(["x", "x", "y", "y"]), np.array(["x", "x", "y"])
+    protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 5, 7]), groups=groups)
+    entries = identify(embed, records, protocol, sizes=(None,))["results"]
+    assert [(e["condition"], e["probes"], e["negatives"], e["positives"]) for e in entries] == [
+        ("x", 2, 2, 2),
+        ("y", 1, 1, 1),
+    ]
+
+
+def test_missing_probes_belong_to_their_group(records):
+    groups = np.array(["x", "x", "y", "y"]), np.array(["x", "x", "y"])
+    missing = (("c", "x"), ("c", "x"), ("d", "y"))
+    conditions = np.array(["c", "c", "c"])
+    protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 5, 7]), conditions, groups, missing)
+    lines = [(line.condition, line.missing) for line in lines_of(protocol, records.labels)]
+    assert lines == [("x", 2), ("x, c", 2), ("y", 1), ("y, c", 0)]
+
+
+def test_groups_and_conditions_are_named_together(records):
+    groups = np.array(["x", "x", "y", "y"]), np.array(["x", "x", "y"])
+    protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 5, 7]), np.array(["c1", "c2", "c1"]), groups)
+    with pytest.raises(
+        UserError, match="condition 'y, c2': expected identities of the gallery, got 0 probes"
+    ):
+        identify(None, records, protocol)  # before anything is embedded
+    conditions = np.array(["c1", "c2", "c1"])
+    protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 5, 2]), conditions)
+    names = [line.condition for line in lines_of(protocol, records.labels)]
+    assert names == ["all", "c1", "c2"]
+
+
+def test_a_group_with_one_gallery_identity_is_refused(records):
+    groups = np.array(["x", "x", "y"]), np.array(["x", "y"])
+    protocol = Protocol(np.array([0, 4, 6]), np.array([1, 7]), groups=groups)
+    with pytest.raises(UserError, match="gallery, condition 'y': expected two identities or more, got 1"):
+        identify(None, records, protocol)
+
+
+def test_easy_and_hard_probes_have_entries_of_their_own(records):
+    subsets = [
+        Subset("easy", "yaw < 9", np.array([True, False, True])),
+        Subset("hard", "yaw > 30", np.array([False, True, False])),
+    ]
+    result, evidence = examine(embed, records, first_others(records), (None,), subsets=subsets)
+    assert [(e["condition"], e["probes"]) for e in result["results"]] == [
+        ("all", 3),
+        ("easy (yaw < 9)", 2),
+        ("hard (yaw > 30)", 1),
+    ]
+    assert [line.title for line in evidence] == [
+        "full size",
+        "full size, easy (yaw < 9)",
+        "full size, hard (yaw > 30)",
+    ]
+    assert "averages" not in result
+
+
+def test_evidence_shows_where_the_search_fails(records):
+    calls = []
+
+    def network(images):
+        calls.append(len(images))
+        if len(calls) == 1:  # the gallery
+            return embed(images)
+        return np.repeat(embed(records.images(np.array([4]))), len(images), axis=0)
+
+    protocol = first_others(records)  # gallery 0, 4, 6; probes 1, 5, 7: all found to be 4
+    result, (line,) = examine(network, records, protocol, (8,))
+    assert result["results"][0]["rank1"] == pytest.approx(1 / 3)
+    assert line.title == "8 x 8 pixels"
+    assert [failure.kind for failure in line.failures] == [REJECTED, REJECTED, ACCEPTED, ACCEPTED]
+    rejected = {failure.names for failure in line.failures if failure.kind == REJECTED}
+    accepted = {failure.names for failure in line.failures if failure.kind == ACCEPTED}
+    assert rejected == {
+        ("record 2 of val.rec", "record 1 of val.rec"),
+        ("record 8 of val.rec", "record 7 of val.rec"),
+    }
+    assert accepted == {
+        ("record 2 of val.rec", "record 5 of val.rec"),
+        ("record 8 of val.rec", "record 5 of val.rec"),
+    }
+    scores = [failure.similarity for failure in line.failures]
+    assert scores[0] <= scores[1]
+    assert scores[2] >= scores[3]
+    assert all((f.similarity < f.threshold) == (f.kind == REJECTED) for f in line.failures)
+    probe, own = line.failures[0].images()
+    small = cv2.resize(
+        records.image(int(line.failures[0].names[0].split()[1]) - 1), (8, 8), interpolation=cv2.INTER_AREA
+    )
+    np.testing.assert_array_equal(probe, cv2.resize(small, (112, 112), interpolation=cv2.INTER_CUBIC))
+    np.testing.assert_array_equal(own, records.image(int(line.failures[0].names[1].split()[1]) - 1))
+    ranks, found = line.cmc
+    assert ranks.tolist() == [1, 2, 3]
+    assert found[0] == pytest.approx(1 / 3)
+    assert found[-1] == 1.0

@@ -1,9 +1,19 @@
 import numpy as np
 import pytest
+from scipy.interpolate import interp1d
 from sklearn.model_selection import KFold
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluation.metrics import eer, roc, tar_at_far, tenfold_accuracy
+from ddl_plugin.evaluation.metrics import (
+    CURVE_POINTS,
+    eer,
+    roc,
+    tar_at_far,
+    tenfold,
+    tenfold_accuracy,
+    thin,
+    val_at_far,
+)
 
 
 def slow_tar_at_far(negatives, positives, far):
@@ -30,6 +40,23 @@ def slow_tenfold(distance, issame, folds):
                 best, best_correct = threshold, correct
         accuracies.append(sum((distance[i] < best) == issame[i] for i in test) / len(test))
     return np.mean(accuracies), np.std(accuracies)
+
+
+def slow_val(distance, issame, target, folds):
+    """The published procedure (linear interpolation), threshold by threshold and pair by pair."""
+    thresholds = np.arange(0, 4, 0.001)
+    values, fars = [], []
+    for train, test in KFold(n_splits=folds, shuffle=False).split(np.arange(len(distance))):
+        different = [distance[i] for i in train if not issame[i]]
+        rates = [sum(d < t for d in different) / len(different) for t in thresholds]
+        threshold = 0.0
+        if max(rates) >= target:
+            threshold = float(interp1d(rates, thresholds, kind="linear")(target))
+        same = [distance[i] for i in test if issame[i]]
+        other = [distance[i] for i in test if not issame[i]]
+        values.append(sum(d < threshold for d in same) / len(same))
+        fars.append(sum(d < threshold for d in other) / len(other))
+    return np.mean(values), np.std(values), np.mean(fars)
 
 
 def draw(seed, ties):
@@ -159,3 +186,53 @@ def test_bad_arguments_are_refused():
         tenfold_accuracy([0.1, 0.2, 0.3], [True], 2)
     with pytest.raises(UserError, match=r"folds: expected 2\.\.3 for 3 pairs, got 10"):
         tenfold_accuracy([0.1, 0.2, 0.3], [True, False, True])
+
+
+@pytest.mark.parametrize("target", [0.001, 0.1, 0.25])
+@pytest.mark.parametrize("pairs", [40, 57])
+def test_val_equals_the_published_procedure(pairs, target):
+    rng = np.random.default_rng(pairs)
+    issame = np.arange(pairs) % 2 == 0
+    similarity = np.clip(rng.normal(np.where(issame, 0.45, 0.1), 0.2), -1, 1)
+    expected = slow_val(2 - 2 * similarity, issame, target, 10)
+    assert val_at_far(similarity, issame, target) == pytest.approx(expected, abs=1e-12)
+
+
+def test_val_accepts_nothing_where_the_far_is_never_reached():
+    """Distances of different persons of 4 and more are above the last threshold, 3.999."""
+    similarity, issame = np.array([0.9, -1.0] * 10), np.array([True, False] * 10)
+    assert val_at_far(similarity, issame, 0.001) == (0.0, 0.0, 0.0)
+
+
+def test_there_is_no_val_where_a_block_has_pairs_of_one_kind():
+    similarity = np.linspace(0, 1, 20)
+    assert val_at_far(similarity, np.arange(20) >= 10) is None
+
+
+def test_tenfold_says_which_pairs_are_wrong_and_at_which_threshold():
+    rng = np.random.default_rng(5)
+    issame = rng.random(60) < 0.5
+    similarity = np.clip(rng.normal(np.where(issame, 0.4, 0.1), 0.2), -1, 1)
+    found = tenfold(similarity, issame)
+    assert found.accuracy.tolist() == pytest.approx(
+        [found.correct[6 * k : 6 * k + 6].mean() for k in range(10)]
+    )
+    assert (len({*found.threshold[:6]}), len({*found.threshold}) > 1) == (1, True)
+    for score, same, threshold, correct in zip(
+        similarity, issame, found.threshold, found.correct, strict=True
+    ):
+        assert correct == ((score > threshold) == same)
+
+
+def test_a_long_roc_is_thinned_to_what_a_figure_shows():
+    rng = np.random.default_rng(6)
+    points = roc(rng.normal(0, 0.1, 20_000), rng.normal(0.3, 0.1, 20_000))
+    far, tar = thin(points.far, points.tar)
+    assert 1000 < far.size <= CURVE_POINTS
+    assert (far[0], tar[0], far[-1], tar[-1]) == (0, 0, 1, 1)
+    assert (np.diff(far) >= 0).all() and (np.diff(tar) >= 0).all()
+    wanted = np.geomspace(1e-4, 1, 400)
+    step = lambda f, t: t[np.searchsorted(f, wanted, side="right") - 1]  # noqa: E731
+    assert np.abs(step(far, tar) - step(points.far, points.tar)).max() < 3e-3
+    short = thin(points.far[:50], points.tar[:50])
+    assert short[0].size <= 50

@@ -112,13 +112,14 @@ def test_images_of_another_size(tmp_path, images):
 
 
 def test_y1_equals_mxnet_on_real_faces(shared_data, tmp_path):
-    from ddl_plugin.export.check import _MXNetNetwork, real_images
     from ddl_plugin.export.convert import convert
     from ddl_plugin.export.graph import find_checkpoint
+    from ddl_plugin.export.images import real_images
+    from ddl_plugin.export.mxnet_network import MXNetNetwork
 
     faces = real_images(shared_data / "lfw112_dev" / "val.rec", count=5)
     embed = OnnxEmbedder(convert(str(shared_data / "y1_ms1m"), tmp_path / "y1.onnx"))
-    network = _MXNetNetwork(find_checkpoint(shared_data / "y1_ms1m"))
+    network = MXNetNetwork(find_checkpoint(shared_data / "y1_ms1m"))
     assert embed.dimension == 128
     np.testing.assert_allclose(
         embed(faces), network(faces.transpose(0, 3, 1, 2).astype(np.float32)), atol=1e-5

@@ -4,11 +4,22 @@ import cv2
 import numpy as np
 import pytest
 
+from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.bins import BinSet, load_bin
+from ddl_plugin.evaluation.evidence import ACCEPTED, REJECTED
 from ddl_plugin.evaluation.features import extract
-from ddl_plugin.evaluation.metrics import tenfold_accuracy
-from ddl_plugin.evaluation.verification import pair_scores, pair_similarities, summarise, verify
+from ddl_plugin.evaluation.metrics import tenfold, tenfold_accuracy, val_at_far
+from ddl_plugin.evaluation.subsets import Rules, Subset, image_subsets, pair_subsets, rules_of
+from ddl_plugin.evaluation.verification import (
+    evidence,
+    pair_scores,
+    pair_similarities,
+    score,
+    score_subsets,
+    summarise,
+    verify,
+)
 
 
 def noise_set(pairs=20, seed=0):
@@ -67,6 +78,7 @@ def test_the_result_holds_every_figure_and_is_plain_json():
     result = verify(embed, bin_set)
     similarity = pair_similarities(embed, bin_set)
     assert (result["accuracy"], result["accuracy_std"]) == tenfold_accuracy(similarity, bin_set.issame)
+    assert result["val"] == val_at_far(similarity, bin_set.issame)._asdict()
     assert (result["set"], result["pairs"], result["negatives"], result["positives"]) == ("noise", 20, 10, 10)
     assert [point["far"] for point in result["tar_at_far"]] == [0.1, 0.01, 0.001]
     assert [point["obtained_far"] for point in result["tar_at_far"]] == [0.1, 0.0, 0.0]
@@ -117,6 +129,117 @@ def test_batches_are_decoded_one_at_a_time():
     features = extract(network, load, 10, flip=False, describe=str, batch=4)
     assert seen == [(0, 4), (4, 8), (8, 10)]
     np.testing.assert_allclose(features, np.full((10, 2), np.sqrt(0.5)))
+
+
+def labelled_set(pairs=40, seed=1):
+    """Similarities of pairs without images."""
+    rng = np.random.default_rng(seed)
+    issame = np.arange(pairs) % 2 == 0
+    similarity = np.clip(rng.normal(np.where(issame, 0.4, 0.1), 0.2), -1, 1)
+    return BinSet("drawn", [b""] * (2 * pairs), issame), similarity
+
+
+def test_a_pair_is_hard_with_either_image_and_easy_with_both():
+    bin_set = BinSet("four", [b""] * 16, np.array([True, False] * 4))
+    yaw = np.array([0, 0, 5, 5, 0, 50, 5, 50, 50, 50, 60, -50, 0, 20, 20, 20.0])
+    table = AttributeTable(np.arange(16)[::-1], {"yaw": yaw[::-1]})
+    easy, hard = pair_subsets(Rules("abs(yaw) < 10", ("abs(yaw) > 45",)), table, bin_set)
+    assert easy.chosen.tolist() == [True, True, False, False, False, False, False, False]
+    assert hard.chosen.tolist() == [False, False, True, True, True, True, False, False]
+    assert (easy.name, easy.rule) == ("easy", "both of the images: abs(yaw) < 10")
+    assert (hard.name, hard.rule) == ("hard", "either of the images: abs(yaw) > 45")
+    rest, one, two = pair_subsets(Rules(None, ("yaw > 55 or yaw == 20", "abs(yaw) == 50")), table, bin_set)
+    assert (rest.name, one.name, two.name) == ("easy", "hard 1", "hard 2")
+    assert rest.chosen.tolist() == [True, True, False, False, False, False, False, False]
+    assert one.chosen.tolist() == [False, False, False, False, False, True, True, True]
+
+
+def test_a_subset_of_one_kind_and_an_incomplete_table_are_refused():
+    bin_set = BinSet("four", [b""] * 8, np.array([True, False] * 2))
+    table = AttributeTable(np.arange(8), {"yaw": np.array([0, 0, 0, 0, 50, 0, 0, 0.0])})
+    message = r"four, hard \(either of the images: yaw > 45\): expected pairs of different persons, got none among 1 pairs"
+    with pytest.raises(UserError, match=message):
+        pair_subsets(Rules(None, ("yaw > 45",)), table, bin_set)
+    short = AttributeTable(np.arange(7), {"yaw": np.zeros(7)})
+    with pytest.raises(
+        UserError, match=r"expected a value for each of 8 records, got no row for 1 of them \(record 7\)"
+    ):
+        pair_subsets(Rules(None, ("yaw > 45",)), short, bin_set)
+
+
+def test_easy_and_hard_need_each_other():
+    assert rules_of(None, None, None) is None
+    assert rules_of("a < 1", ["a > 2", "a > 3"], "t.csv") == Rules("a < 1", ("a > 2", "a > 3"))
+    for easy, hard, table, message in (
+        (None, ["a > 1"], None, "--easy, --hard: expected --attributes TABLE"),
+        ("a < 1", None, "t.csv", "--easy: expected --hard RULE"),
+        (None, None, "t.csv", "--attributes: expected --hard RULE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rules_of(easy, hard, table)
+
+
+def test_images_are_chosen_by_their_record_numbers():
+    table = AttributeTable(np.array([3, 1, 2]), {"blur": np.array([30.0, 10, 20])})
+    easy, hard = image_subsets(Rules(None, ("blur < 15",)), table, np.array([1, 3, 2, 1]))
+    assert hard.chosen.tolist() == [True, False, False, True]
+    assert easy.chosen.tolist() == [False, True, True, False]
+
+
+def test_subsets_are_scored_on_their_own_pairs_at_the_thresholds_of_the_set():
+    bin_set, similarity = labelled_set()
+    chosen = np.arange(40) % 3 == 0
+    subsets = [Subset("easy", "r", ~chosen), Subset("hard", "s", chosen)]
+    easy, hard = score_subsets(similarity, bin_set, subsets)
+    whole = score(similarity, bin_set)
+    correct = tenfold(similarity, bin_set.issame).correct
+    assert hard["accuracy"] == np.mean([correct[i] for i in range(40) if i % 3 == 0])
+    share = (easy["accuracy"] * easy["pairs"] + hard["accuracy"] * hard["pairs"]) / 40
+    assert share == pytest.approx(whole["accuracy"])
+    assert (hard["subset"], hard["rule"], hard["pairs"]) == ("hard", "s", int(chosen.sum()))
+    expected = summarise(similarity[chosen & ~bin_set.issame], similarity[chosen & bin_set.issame])
+    assert {key: hard[key] for key in expected} == expected
+
+
+def test_evidence_holds_the_pairs_called_wrong_worst_first():
+    bin_set, similarity = labelled_set()
+    half = np.arange(40) < 20
+    whole, part = evidence(similarity, bin_set, [Subset("hard", "r", half)])
+    assert (whole.title, part.title) == ("drawn", "drawn, hard")
+    assert (whole.negatives.size, part.positives.size) == (20, 10)
+    folds = tenfold(similarity, bin_set.issame)
+    wrong = np.flatnonzero(~folds.correct)
+    assert len(wrong) >= 4
+    expected = {f"image {2 * i} of drawn (pair {i}, first)" for i in wrong}
+    assert {failure.names[0] for failure in whole.failures} == expected
+    assert {f.names[0] for f in part.failures} == {n for n in expected if int(n.split()[1]) < 40}
+    for kind, below in ((REJECTED, True), (ACCEPTED, False)):
+        away = [abs(f.similarity - f.threshold) for f in whole.failures if f.kind == kind]
+        assert away == sorted(away, reverse=True)
+        assert all((f.similarity <= f.threshold) == below for f in whole.failures if f.kind == kind)
+    assert whole.cmc is None
+    far, tar = whole.curve
+    assert (far[0], tar[0], far[-1], tar[-1]) == (0, 0, 1, 1)
+
+
+def test_failures_give_their_pictures():
+    bin_set = noise_set(pairs=20)
+    similarity = np.where(bin_set.issame, 0.5, 0.1)
+    similarity[[4, 7]] = 0.1, 0.5  # one of each kind is wrong
+    (whole,) = evidence(similarity, bin_set)
+    assert [failure.kind for failure in whole.failures] == [REJECTED, ACCEPTED]
+    first, second = whole.failures[1].images()
+    np.testing.assert_array_equal(first, bin_set.images(14, 15)[0])
+    np.testing.assert_array_equal(second, bin_set.images(15, 16)[0])
+
+
+def test_batch_size_changes_no_figure():
+    def batch_free(images):
+        return np.stack([embed(image[None])[0] for image in images])
+
+    bin_set = noise_set(pairs=12)
+    expected = verify(batch_free, bin_set, batch=1)
+    assert all(verify(batch_free, bin_set, batch=batch) == expected for batch in (5, 64))
 
 
 def test_real_set_of_lfw_pairs_is_read(shared_data):
