@@ -412,8 +412,8 @@ class IdentificationSettings:
 
     rec: str = "val.rec"  # path, or a name in `dataset_path`
     protocol: str | None = None  # CSV of record, role[, condition]; None: first image against others
-    probes: int = 1  # without a protocol: how many images of an identity after its first, at most
     sizes: tuple[str | int, ...] = ("full",)  # side of the probe in pixels, or 'full'
+    probes: int = 1  # without a protocol: how many images of an identity after its first, at most
 
     def __post_init__(self) -> None:
         _text("identification.rec", self.rec, "a .rec file, by path or by its name in dataset_path")

@@ -114,7 +114,7 @@ def test_a_plain_dict_will_do(recipe):
         ),
         (
             "config.identification = 'v.rec'",
-            "identification: expected a dict of rec, protocol, sizes, got 'v.rec'",
+            "identification: expected a dict of rec, protocol, sizes, probes, got 'v.rec'",
         ),
         ("config.ddl = 4", "ddl: expected a dict of b, easy, hard, lambda_pos"),
         ("config.ddl = {'b': 4}", "ddl.hard: expected K >= 1 hard distributions"),
