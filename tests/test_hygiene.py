@@ -14,7 +14,7 @@ PACKAGE = "ddl_plugin"
 MXNET_FOLDERS = ("backbone", "host", "loss", "training")
 MXNET_FILES = ("mxnet_setup.py", "data/iterator.py")
 #: May import it inside a function, where a check compares with MXNet.
-MXNET_INSIDE = ("export/check.py",)
+MXNET_INSIDE = ("export/mxnet_network.py",)
 
 
 def sources():
@@ -63,7 +63,7 @@ def may_import_mxnet(name, at_top):
 
 def test_there_are_files_to_look_at():
     names = {own_name(path) for path in sources()}
-    assert {"settings.py", "export/check.py", "recipes/demo.py", *MXNET_FILES} <= names
+    assert {"settings.py", "export/mxnet_network.py", "recipes/demo.py", *MXNET_FILES} <= names
 
 
 def test_mxnet_is_imported_in_one_place_alone():

@@ -26,10 +26,10 @@ from ddl_plugin.cli import write_json
 from ddl_plugin.data.records import Records, damaged_in_words
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
-from ddl_plugin.export.check import real_images
 from ddl_plugin.export.command import export_checked
 from ddl_plugin.export.convert import convert
 from ddl_plugin.export.graph import find_checkpoint
+from ddl_plugin.export.images import real_images
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe, find_recipe, load_recipe
 from ddl_plugin.settings import RunSettings

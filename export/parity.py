@@ -1,0 +1,90 @@
+"""Parity: an exported file gives the embeddings that MXNet gives."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ddl_plugin.errors import CheckError
+from ddl_plugin.evaluation.onnx_model import open_session
+from ddl_plugin.evaluation.providers import describe
+from ddl_plugin.export.departure import explain
+from ddl_plugin.export.graph import Checkpoint, find_checkpoint
+from ddl_plugin.export.images import BATCHES, batch_of, image_sets
+from ddl_plugin.export.mxnet_network import MXNetNetwork, open_mxnet
+
+TOLERANCE = 1e-4  # on unit embeddings
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Rows of (n, D) divided by their length, float64."""
+    embeddings = embeddings.astype(np.float64)
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """(largest difference of the unit embeddings' components, least cosine) of two (n, D) arrays."""
+    first, second = unit(first), unit(second)
+    return float(np.abs(first - second).max()), float((first * second).sum(axis=1).min())
+
+
+def compare_runtimes(
+    checkpoint: str | Checkpoint,
+    onnx_path: str | os.PathLike,
+    images: np.ndarray | None = None,
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """Run an ONNX file in ONNX Runtime and its checkpoint in MXNet on the same images, at batch 1, 4 and 33.
+
+    Always on noise and on smooth synthetic images; on real ones too where `images`, uint8 (n, S, S, 3) RGB, are given.
+    Where MXNet is not installed the result says so (`compared` False) and the ONNX file is only run.
+
+    Raises CheckError with the figures when an embedding is not finite, or when unit embeddings differ by more than
+    `tolerance` in any component; it names the first node whose output departs from MXNet's.
+    """
+    files = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint)
+    session = open_session(onnx_path)
+    network, mxnet = open_mxnet(files)
+    sets = image_sets(session.get_inputs()[0].shape[2], images)
+    rows = []
+    for size, (name, pixels) in product(BATCHES, sets.items()):
+        batch = batch_of(pixels, size)
+        row: dict[str, Any] = {"images": name, "batch": size}
+        found = session.run(None, {session.get_inputs()[0].name: batch})[0]
+        if not np.isfinite(found).all():
+            raise CheckError(
+                f"{files.params}: ONNX embeddings of {name} images at batch {size} are not finite"
+                f"{_where(network, onnx_path, batch)}"
+            )
+        if network is not None:
+            row["max_difference"], row["min_cosine"] = difference(network(batch), found)
+        rows.append(row)
+    result: dict[str, Any] = {
+        "compared": network is not None,
+        "mxnet": mxnet,
+        **describe(session),
+        "tolerance": tolerance,
+        "rows": rows,
+    }
+    if network is not None:
+        worst = max(rows, key=lambda row: row["max_difference"])
+        result["max_difference"] = worst["max_difference"]
+        result["min_cosine"] = min(row["min_cosine"] for row in rows)
+        # Written so that a difference that is not a number (MXNet's own overflow) does not pass.
+        if not all(row["max_difference"] <= tolerance for row in rows):
+            raise CheckError(
+                f"{files.params}: MXNet and ONNX Runtime differ by {worst['max_difference']:.1e} on unit embeddings "
+                f"(tolerance {tolerance:g}), least cosine {result['min_cosine']:.6f}, "
+                f"worst on {worst['images']} images at batch {worst['batch']}"
+                f"{_where(network, onnx_path, batch_of(sets[worst['images']], worst['batch']))}"
+            )
+    return result
+
+
+def _where(network: MXNetNetwork | None, onnx_path: str | os.PathLike, batch: np.ndarray) -> str:
+    """'; ' and what `departure` found; '' without MXNet."""
+    return "" if network is None else f"; {explain(network, onnx.load(str(onnx_path)), batch)}"
