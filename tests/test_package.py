@@ -33,7 +33,7 @@ def test_the_wheel_holds_the_package_alone_with_export_and_recipes(wheel):
     linked = {
         f"ddl_plugin/{path.relative_to(ROOT).as_posix()}"
         for folder in ("export", "recipes")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
     }
     assert packaged == own | linked
     assert not [name for name in names if name.endswith((".rec", ".params", ".onnx"))]
