@@ -21,7 +21,11 @@ from ddl_plugin.recipe_styles.execute import execute
 from ddl_plugin.registry import LOSSES, SAMPLERS, get_loss, get_sampler
 from ddl_plugin.settings import (
     DDLSettings,
+    Degradation,
+    GroupSettings,
+    HardSettings,
     IdentificationSettings,
+    OnlineSettings,
     RunSettings,
     field_names,
     require,
@@ -31,6 +35,15 @@ from ddl_plugin.settings import (
 #: Fields of RunSettings that a recipe gives as a dict of their own, or under the loss's own name.
 _NESTED = {"ddl": DDLSettings, "identification": IdentificationSettings}
 _HIDDEN = ("loss_options", "sampler_options")
+#: What `describe` makes of the settings within settings, by the fields that hold them.
+_PARTS = {
+    **_NESTED,
+    "hard": HardSettings,
+    "degradation": Degradation,
+    "one_of": Degradation,
+    "groups": GroupSettings,
+    "online": OnlineSettings,
+}
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -105,7 +118,13 @@ def resolve(config: dict[str, Any]) -> RunSettings:
     values["sampler_options"] = get_sampler(sampler).resolve(
         _plain(config.get(sampler, {})) if sampler in own else {}
     )
-    return RunSettings(**{name: _plain(value) for name, value in values.items()})
+    settings = RunSettings(**{name: _plain(value) for name, value in values.items()})
+    needs = get_loss(loss).needs
+    if needs and settings.ddl is not None and settings.ddl.scope == "global":
+        raise UserError(
+            f"ddl.scope: expected 'device' for loss {loss!r}, which needs {' and '.join(needs)} of each row, got 'global'"
+        )
+    return settings
 
 
 def _nested(name: str, cls: type, value: Any) -> Any:
@@ -161,6 +180,24 @@ def _override(config: dict[str, Any], text: str) -> None:
 def describe(settings: RunSettings) -> dict[str, Any]:
     """The resolved settings as plain values that JSON can hold, for recipe.json."""
     return _jsonable(dataclasses.asdict(settings))
+
+
+def completed(recorded: dict[str, Any], kind: type = RunSettings) -> dict[str, Any]:
+    """What `describe` once gave, with the defaults of settings that the version which wrote it did not have."""
+    filled = {**_defaults(kind), **recorded}
+    for name, part in _PARTS.items():
+        value = filled.get(name)
+        if isinstance(value, dict):
+            filled[name] = completed(value, part)
+        elif isinstance(value, list):
+            filled[name] = [completed(one, part) if isinstance(one, dict) else one for one in value]
+    return filled
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The plain defaults of a settings class; those that are made, as a dict, are given by every version."""
+    fields = (f for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING)
+    return {f.name: _jsonable(f.default) for f in fields}
 
 
 def _jsonable(value: Any) -> Any:

@@ -133,7 +133,7 @@ LOSSES: dict[str, LossEntry] = {
         "semihard_triplet",
         _lazily("rivals.semihard_triplet"),
         "semi-hard triplets (Schroff et al. 2015) beside the identity loss",
-        {"weight": 1.0, "alpha": 0.35},
+        {"weight": 1.0, "alpha": 0.3},
         needs=("label",),
     ),
     "ohem": LossEntry(

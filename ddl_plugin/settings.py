@@ -602,7 +602,7 @@ class RunSettings:
             require(
                 not pairwise, "loss", self.loss, "'online_ddl', or one that draws no pairs, with ddl.online"
             )
-            for name, value in (("identity_rows", "all"), ("scope", "device")):
+            for name, value in (("identity_rows", "all"), ("scope", "device"), ("neg_mining", "hardest")):
                 got = getattr(self.ddl, name)
                 require(got == value, f"ddl.{name}", got, f"{value!r} with ddl.online")
 

@@ -305,3 +305,14 @@ def test_the_command_in_a_header_has_overrides_that_hold():
         header = ast.get_docstring(ast.parse(path.read_text()))
         words = re.search(r"^Command.*", header, flags=re.M)[0].split()
         load_recipe(str(path), [word for word in words if re.fullmatch(r"[\w.]+=\S+", word)])
+
+
+@pytest.mark.parametrize("loss, need", [("histogram", "label"), ("ohem", "losses")])
+def test_a_loss_of_one_devices_graph_is_refused_over_all_before_any_work(loss, need):
+    config = {"dataset_path": "x", "pretrained": "x,0", "loss": loss, "ddl": {"hard": "yaw > 4"}}
+    assert resolve(config).loss == loss
+    config["ddl"]["scope"] = "global"
+    with pytest.raises(
+        UserError, match=rf"ddl\.scope: expected 'device' for loss '{loss}', which needs {need} of"
+    ):
+        resolve(config)

@@ -36,7 +36,7 @@ def _embeddings(options: Any) -> None:
     with uninterrupted():
         from ddl_plugin.analysis.drawing import check_output
         from ddl_plugin.analysis.embedding_map import choose, load, map_figure, tsne
-        from ddl_plugin.data.attributes import AttributeTable
+        from ddl_plugin.data.attributes import AttributeTable, require_of
         from ddl_plugin.data.records import Records
         from ddl_plugin.data.rules import select
         from ddl_plugin.evaluate.models import model_names, open_model, require_outputs_distinct
@@ -51,6 +51,7 @@ def _embeddings(options: Any) -> None:
     hard = None
     if options.hard:
         table = AttributeTable.load(Path(options.attributes))
+        require_of(table, records.fingerprint())
         hard = select(options.hard, lambda column: table.column(column, records.keys))
     positions = choose(records.labels, hard, options.identities, options.images, options.seed)
     shown = load(records, positions, hard, options.size)

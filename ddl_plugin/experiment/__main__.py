@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ def _report(study, runs, options: Namespace) -> None:
     done = sum(1 for one in runs if one.result() is not None)
     notes = [
         f"{done} of {len(runs)} runs; mean and standard deviation over the seeds {', '.join(map(str, study.seeds))}",
-        f"command: python -m ddl_plugin.experiment {options.study} --output {options.output}",
+        f"command: python -m ddl_plugin.experiment {shlex.join([options.study, '--output', str(options.output)])}",
     ]
     write_text(options.output / "table.md", markdown(study, table, notes))
     for name, text in zip(("table.csv", "values.csv"), as_csv(table, found), strict=True):

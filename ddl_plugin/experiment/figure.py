@@ -6,9 +6,9 @@ import math
 import os
 from typing import Any
 
-from ddl_plugin.analysis.drawing import STYLE, check_output, open_matplotlib, save
-from ddl_plugin.experiment.results import BASE_ROW, Cell, Table
-from ddl_plugin.experiment.study import Study
+from ddl_plugin.analysis.drawing import STYLE, check_output, open_matplotlib, plain, save
+from ddl_plugin.experiment.results import Cell, Table
+from ddl_plugin.experiment.study import BASE_ROW, Study
 
 _PANEL = (2.6, 0.24)  # inches: width, and height of a row
 _COLUMNS = 3
@@ -40,14 +40,18 @@ def study_figure(study: Study, table: Table, path: str | os.PathLike) -> None:
             cells = {name: cells[measure] for name, cells in rows.items() if cells[measure].values}
             base = table.get(BASE_ROW, {}).get(measure)
             (_sweep if study.axis else _ladder)(ax, study, list(rows), cells, base)
-            ax.set_title(measure, fontweight="bold")
+            ax.set_title(plain(measure), fontweight="bold")
+            (ax.set_ylabel if study.axis else ax.set_xlabel)(_unit(measure))
         if study.title:
-            figure.suptitle(study.title)
+            figure.suptitle(plain(study.title))
         save(figure, path)
 
 
 def _unit(measure: str) -> str:
-    return "" if measure.endswith(("margin", "intersection")) else "percent"
+    if measure == "images/s":
+        return measure
+    what = measure.rsplit(": ", 1)[-1]
+    return {"margin": "cosine", "intersection": "share"}.get(what, "percent")
 
 
 def _ladder(ax: Any, study: Study, names: list[str], cells: dict[str, Cell], base: Cell | None) -> None:
@@ -62,8 +66,9 @@ def _ladder(ax: Any, study: Study, names: list[str], cells: dict[str, Cell], bas
         )
     if base is not None and base.values:
         ax.axvline(base.mean, color=_BASE, linestyle=":", linewidth=1)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.locator_params(axis="x", nbins=5)
     ax.grid(axis="x", linewidth=0.3)
 
 

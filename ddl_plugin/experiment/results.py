@@ -13,9 +13,7 @@ from tabulate import tabulate
 
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.experiment.runs import Run
-from ddl_plugin.experiment.study import Study
-
-BASE_ROW = "base model"
+from ddl_plugin.experiment.study import BASE_ROW, Study
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,9 @@ def collect(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, float]]:
             continue
         models = result["models"]
         if "base" in models:
-            found.setdefault((BASE_ROW, run.seed), measures(models["base"]))
+            # Rows may look at different sets.
+            base = (BASE_ROW, run.seed)
+            found[base] = {**measures(models["base"]), **found.get(base, {})}
         loss = run.settings.loss
         speed = {"images/s": result["runs"][loss]["images_per_second"]}
         found[run.row.name, run.seed] = {**measures(models[loss]), **speed}
@@ -108,10 +108,16 @@ def tabulated(study: Study, found: Mapping[tuple[str, int], Mapping[str, float]]
         seeds = seeds[:1] if name == BASE_ROW else seeds
         paper = papers.get(name, {})
         table[name] = {
-            column: Cell(tuple(found[name, seed][column] for seed in seeds), paper.get(column))
-            for column in columns
+            column: Cell(_values(found, name, seeds, column), paper.get(column)) for column in columns
         }
     return table
+
+
+def _values(
+    found: Mapping[tuple[str, int], Mapping[str, float]], row: str, seeds: Sequence[int], column: str
+) -> tuple[float, ...]:
+    """By seed; a row may measure less than others: the base model has no speed of training."""
+    return tuple(found[row, seed][column] for seed in seeds if column in found[row, seed])
 
 
 def markdown(study: Study, table: Table, notes: Sequence[str]) -> str:
@@ -132,6 +138,8 @@ def shown(table: Table, tablefmt: str = "simple") -> str:
     """The table as text."""
     columns = list(next(iter(table.values())))
     rows = [[name, *map(str, cells.values())] for name, cells in table.items()]
+    if tablefmt == "github":
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return tabulate(rows, headers=["", *columns], tablefmt=tablefmt, disable_numparse=True)
 
 

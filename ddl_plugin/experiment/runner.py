@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ddl_plugin.cli import INTERRUPTED
 from ddl_plugin.errors import UserError
 from ddl_plugin.experiment.runs import Run
 
@@ -93,17 +95,22 @@ class Runner:
         if self._stopped.is_set():
             return 0.0, "interrupted"
         began = time.perf_counter()
-        run.share_pairs(other for other in runs if other is not run)
-        resume = begun(run.folder)
-        run.log.parent.mkdir(parents=True, exist_ok=True)
-        with run.log.open("a", encoding="utf-8") as log:
-            code = self._wait(command(run, self._devices, resume=resume), log)
-        seconds = time.perf_counter() - began
-        return seconds, None if code == 0 else f"{_last_line(run.log)} (exit code {code}; log {run.log})"
+        try:
+            run.share_pairs(other for other in runs if other is not run)
+            resume = begun(run.folder)
+            run.log.parent.mkdir(parents=True, exist_ok=True)
+            with run.log.open("a", encoding="utf-8") as log:
+                code = self._wait(command(run, self._devices, resume=resume), log)
+            reason = None if code == 0 else f"{_last_line(run.log)} ({_ending(code)}; log {run.log})"
+        except (OSError, UserError) as error:  # such as a folder that cannot be written
+            reason = str(error)
+        return time.perf_counter() - began, reason
 
     def _wait(self, line: Sequence[str], log) -> int:
         # A group of its own: Ctrl-C comes to it from us alone, once.
         with self._lock:
+            if self._stopped.is_set():  # between the question above and now: nobody would end it
+                return INTERRUPTED
             process = subprocess.Popen(
                 line, stdout=log, stderr=subprocess.STDOUT, env=_environment(self._jobs), process_group=0
             )
@@ -121,6 +128,11 @@ class Runner:
                 process.send_signal(signal.SIGINT)
 
 
+def _ending(code: int) -> str:
+    """'exit code 2', or 'killed by SIGKILL'."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "nothing was said"
@@ -134,31 +146,36 @@ def estimate(runs: Sequence[Run], base: Run | None, devices: str, jobs: int) -> 
     left = [run for run in runs if run.result() is None]
     if not left:
         return 0.0, "all runs are there"
+    at_once = min(jobs, len(left))
     finished = [(run, result) for run in runs if (result := run.result()) is not None]
     if finished:
         seconds = sum(_seconds_of(result) for _, result in finished)
         per_image = seconds / sum(_images(run) for run, _ in finished)
-        return per_image * sum(map(_images, left)) / jobs, f"by the {len(finished)} finished run(s)"
+        # The median: a run that was interrupted for a night tells nothing of what is beside the training.
+        beside = statistics.median(max(0.0, run.took() - _seconds_of(result)) for run, result in finished)
+        total = per_image * sum(map(_images, left)) + beside * len(left)
+        return total / at_once, f"by the {len(finished)} finished run(s)"
     with tempfile.TemporaryDirectory() as scratch:
         total, more = 0.0, []
         if base is not None and base.result() is None:
-            probe, _, whole = _probe(base, Path(scratch) / "base", devices, [])
+            probe, _, whole = _probe(base, Path(scratch) / "base", devices, 1, [])
             total += whole
             more = [f"pretrained={str(probe / base.settings.loss)!r}"]
-        _, steps, whole = _probe(left[0], Path(scratch) / "row", devices, more)
+        _, steps, whole = _probe(left[0], Path(scratch) / "row", devices, jobs, more)
         fixed = whole - steps
-        total += sum(fixed + steps * _images(run) / _images(left[0]) for run in left) / jobs
+        total += sum(fixed + steps * _images(run) / _images(left[0]) for run in left) / at_once
     return total, f"by {_PROBE_STEPS} steps of {left[0].row.name!r}"
 
 
-def _probe(run: Run, folder: Path, devices: str, more: Sequence[str]) -> tuple[Path, float, float]:
-    """(its folder, seconds of all its steps, seconds of the whole run) as a short run of it foretells."""
+def _probe(run: Run, folder: Path, devices: str, jobs: int, more: Sequence[str]) -> tuple[Path, float, float]:
+    """(its folder, seconds of all its steps, seconds of the whole run) as a short run of it foretells, with the
+    processors that one of `jobs` has."""
     short = dataclasses.replace(run, folder=folder)
     line = command(
         short, devices, resume=False, more=[*more, "lr_steps=None", f"max_steps={_PROBE_STEPS}", "verbose=0"]
     )
     began = time.perf_counter()
-    ended = subprocess.run(line, capture_output=True, text=True, check=False)
+    ended = subprocess.run(line, capture_output=True, text=True, check=False, env=_environment(jobs))
     whole = time.perf_counter() - began
     if ended.returncode:
         raise UserError(f"{run.name}: {(ended.stderr.strip() or 'failed').splitlines()[-1]}")
@@ -175,5 +192,5 @@ def _images(run: Run) -> int:
 
 
 def _seconds_of(result: dict[str, Any]) -> float:
-    """Of the training alone: what else a run does is little beside it."""
+    """Of the training alone."""
     return sum(trained["seconds"] for trained in result["runs"].values())

@@ -22,6 +22,9 @@ from ddl_plugin.recipe import find_recipe, load_recipe
 from ddl_plugin.recipe_styles.execute import execute
 from ddl_plugin.settings import RunSettings, field_names, require, unknown_keys
 
+#: The row of a table that the base model has.
+BASE_ROW = "base model"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -64,6 +67,11 @@ class Study:
                 isinstance(v, (int, float)) for v in row.paper.values()
             )
             require(numbers, f"{where}.rows: {row.name}: paper", row.paper, "{column: number}")
+            if self.columns:
+                unknown_keys(f"{where}.rows: {row.name}: paper", dict(row.paper), self.columns)
+            require(
+                row.name != BASE_ROW, f"{where}.rows: name", row.name, "another name than the base model's"
+            )
         slugs = [row.slug for row in self.rows]
         twice = [row.name for row in self.rows if slugs.count(row.slug) > 1]
         require(not twice, f"{where}.rows: names", twice, "names whose letters and digits differ")

@@ -50,6 +50,12 @@ class Entry:
         trainers_keys: what the trainer takes from any of its tables, `lr` for example.
         """
         where = f"config.py: loss.{name}"
+        needs = get_loss(name).needs
+        if needs:
+            raise UserError(
+                f"--loss {name}: expected a loss of the embeddings alone, got one that needs {' and '.join(needs)} of "
+                f"each row, which this trainer does not give; train it with python -m ddl_plugin.train"
+            )
         require(
             isinstance(values, Mapping), where, values, "a table such as edict(hard=[{'size': (12, 16)}])"
         )
@@ -101,18 +107,18 @@ class Entry:
         Raises `UserError` with the nearest valid sizes where it is not 3b(K+1).
         """
         ddl = self.settings.ddl
-        group = 3 * ddl.distributions
+        group, students = 3 * ddl.distributions, ddl.distributions - len(ddl.teams)
         if self.b_written:
             if per_batch_size != ddl.rows:
                 raise UserError(
-                    f"--per-batch-size: expected {ddl.rows_in_words} = {ddl.rows} for b = {ddl.b}, K = {group // 3 - 1}, "
+                    f"--per-batch-size: expected {ddl.rows_in_words} = {ddl.rows} for b = {ddl.b}, K = {students}, "
                     f"got {per_batch_size}; give --per-batch-size {ddl.rows}, or set loss.{self.name}.b: "
                     f"{_nearest(per_batch_size, group)}"
                 )
             return ddl
         if per_batch_size % group or per_batch_size < 2 * group:
             raise UserError(
-                f"--per-batch-size: expected {ddl.rows_in_words}, a multiple of {group} for K = {group // 3 - 1}, "
+                f"--per-batch-size: expected {ddl.rows_in_words}, a multiple of {group} for K = {students}, "
                 f"got {per_batch_size}; give {_nearest(per_batch_size, group)}"
             )
         return dataclasses.replace(ddl, b=per_batch_size // group)

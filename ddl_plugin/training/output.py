@@ -12,7 +12,7 @@ from typing import Any
 
 from ddl_plugin.cli import write_json
 from ddl_plugin.errors import UserError
-from ddl_plugin.recipe import describe
+from ddl_plugin.recipe import completed, describe
 from ddl_plugin.settings import LOOKING_ONLY, RunSettings
 from ddl_plugin.training.trainer import STATE_FILE
 
@@ -133,6 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _difference(recorded: dict[str, Any], settings: RunSettings) -> str | None:
     """'lr is 0.2, but a run with 0.1' for the first setting that differs and touches what is trained."""
+    recorded = completed(recorded)
     for key, value in describe(settings).items():
         if key not in LOOKING_ONLY and recorded.get(key) != value:
             return f"{key} is {value!r}, but a run with {recorded.get(key)!r}"

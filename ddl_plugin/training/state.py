@@ -14,6 +14,7 @@ import numpy as np
 
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import replaced
+from ddl_plugin.recipe import completed
 
 _FORMAT = 1
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
@@ -50,12 +51,14 @@ def load_state(path: Path, settings: dict) -> RunState:
             optimizer = file["optimizer"].tobytes()
         if meta["format"] != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}, got {meta['format']}")
-        step, best, recorded = meta["step"], meta["best"], meta["settings"]
+        step, best, recorded = meta["step"], meta["best"], completed(meta["settings"])
     except _DAMAGE as error:
         raise UserError(
             f"--resume: {path} is damaged ({error}); delete it and run without --resume"
         ) from error
-    for key, value in settings.items():
+    wanted = completed(settings)
+    for key in settings:
+        value = wanted[key]
         if recorded.get(key) != value:
             raise UserError(
                 f"--resume: {key} was {recorded.get(key)!r} in the unfinished run of {path.parent}, is {value!r} "

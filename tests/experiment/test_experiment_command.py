@@ -55,7 +55,10 @@ def test_what_fails_does_not_take_the_others_and_is_made_up_for(write_study, tmp
         write_study("study['rows'][1]['set']['ddl.lambda_order'] = 0.5"), "--output", tmp_path / "out"
     )
     assert changed.returncode == 2
-    assert "expected a run with ddl = " in changed.stderr
+    assert (
+        "expected a run with ddl.lambda_order = 0.5, as the study has it now, got one with 0.25"
+        in changed.stderr
+    )
     assert len(changed.stderr.splitlines()) == 1
 
 

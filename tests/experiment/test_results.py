@@ -3,13 +3,14 @@
 import csv
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ddl_plugin.errors import UserError
 from ddl_plugin.experiment.figure import study_figure
-from ddl_plugin.experiment.results import Cell, as_csv, markdown, measures, shown, tabulated
+from ddl_plugin.experiment.results import Cell, as_csv, collect, markdown, measures, shown, tabulated
 from ddl_plugin.experiment.study import Row, Study
 
 SCORES = {"tar_at_far": [{"far": 0.01, "tar": 0.5}], "eer": 0.125, "margin": 0.4, "intersection": 0.2}
@@ -23,8 +24,8 @@ FOUND = {
 ROWS = (Row("ArcFace"), Row("DDL", {"ddl.b": 4}, {"rank-1": 86.3}), Row("Later"))
 
 
-def study(**changes):
-    return Study(Path("x.py"), "demo", ROWS, title="Title", **changes)
+def study(rows=ROWS, **changes):
+    return Study(Path("x.py"), "demo", rows, title="Title", **changes)
 
 
 def test_measures_have_names_and_rates_are_percent():
@@ -71,12 +72,42 @@ def test_the_table_has_the_base_once_and_the_rows_in_order():
 
 
 def test_columns_are_those_of_the_study_and_must_be_measured():
-    assert list(tabulated(study(columns=("margin",)), FOUND)["DDL"]) == ["margin"]
+    rows = (Row("ArcFace"), Row("DDL"))
+    assert list(tabulated(study(rows, columns=("margin",)), FOUND)["DDL"]) == ["margin"]
     with pytest.raises(
         UserError,
         match=r"x\.py: study\.columns: expected what the runs measure, got 'rank1'; did you mean 'rank-1'",
     ):
-        tabulated(study(columns=("rank1",)), FOUND)
+        tabulated(study(rows, columns=("rank1",)), FOUND)
+
+
+def test_a_row_may_measure_less_than_another():
+    found = {**FOUND, ("DDL", 0): {**FOUND["DDL", 0], "images/s": 40.0}}
+    table = tabulated(study(), found)
+    assert table["DDL"]["images/s"].values == (40.0,)
+    assert table["base model"]["images/s"].values == table["ArcFace"]["images/s"].values == ()
+    assert (table["ArcFace"]["margin"].values, str(table["base model"]["images/s"])) == ((0.4, 0.6), "-")
+
+
+def test_the_base_model_has_the_measures_of_all_rows():
+    def finished(name, *sets):
+        scores = {one: {"accuracy": 0.5, **SCORES} for one in sets}
+        models = {"base": {"verification": scores}, "ddl": {"verification": scores}}
+        result = {"models": models, "runs": {"ddl": {"images_per_second": 9.0}}}
+        return SimpleNamespace(
+            row=Row(name), seed=0, settings=SimpleNamespace(loss="ddl"), result=lambda: result
+        )
+
+    found = collect([finished("A", "lfw"), finished("B", "cfp")])
+    assert {"lfw: accuracy", "cfp: accuracy"} <= set(found["base model", 0])
+    assert "cfp: accuracy" not in found["A", 0]
+    assert "images/s" not in found["base model", 0]
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell_of_the_markdown():
+    table = {"a | b": {"margin": Cell((0.5,))}}
+    assert r"a \| b" in markdown(study(), table, [])
+    assert "a | b" in shown(table)
 
 
 def test_csv_has_the_summary_and_every_value():

@@ -57,6 +57,14 @@ def test_values_are_passed_on_as_they_are(write_study):
             r"row 'DDL': .*ddl\.b: expected a whole number >= 2, got 1",
         ),
         ("study['rows'][1]['paper'] = {'x': 'high'}", r"rows: DDL: paper: expected \{column: number\}"),
+        (
+            "study['columns'] = ['hard: accurasy']",
+            r"rows: DDL: paper: unknown key 'hard: accuracy'; did you mean 'hard: accurasy'",
+        ),
+        (
+            "study['rows'][0]['name'] = 'base model'",
+            r"rows: name: expected another name than the base model's",
+        ),
         ("study['seeds'] = [1, 1]", r"study\.seeds: expected different whole numbers >= 0, got \(1, 1\)"),
         ("study['seeds'] = 3", r"study\.seeds: expected a list, got 3"),
         ("study['seeds'] = []", r"study\.seeds: expected different whole numbers"),

@@ -133,3 +133,21 @@ def test_options_of_a_registered_loss_stand_in_its_entry(monkeypatch):
     assert settings.loss_options == {"weight": 3.0}
     with pytest.raises(UserError, match=r"loss.ddl: unknown key 'weight'"):
         Entry.parse("ddl", {"hard": HARD, "weight": 3.0})
+
+
+@pytest.mark.parametrize("name", ["histogram", "semihard_triplet", "ohem", "focal", "online_ddl"])
+def test_a_loss_that_needs_more_than_the_embeddings_is_refused(name):
+    with pytest.raises(
+        UserError, match=rf"--loss {name}: .* needs (label|losses) of each row, .*ddl_plugin\.train$"
+    ):
+        Entry.parse(name, EasyDict(hard=HARD))
+
+
+def test_groups_and_mixtures_go_with_the_trainer():
+    groups = [{"name": "pose", "hard": HARD}, {"name": "size", "hard": [{"size": 24}, {"size": 14}]}]
+    found = Entry.parse("ddl", EasyDict(groups=groups, b=2))
+    assert found.for_trainer()["per_batch_size"] == 3 * 2 * 5
+    with pytest.raises(UserError, match=r"expected 3b x 5 distributions = 30 for b = 2, K = 3, got 32"):
+        found.settings_for(32)
+    mixed = Entry.parse("ddl", EasyDict(hard=[{"size": 24}, {"size": 14}], mixture=True))
+    assert mixed.settings_for(60).b == 10

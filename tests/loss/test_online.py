@@ -222,6 +222,10 @@ def test_the_batch_of_online_ddl_is_its_identities_images():
         ),
         ({"ddl": {"scope": "global"}}, r"ddl\.scope: expected 'device' with ddl\.online, got 'global'"),
         ({"ddl": {"identity_rows": "singles"}}, r"ddl\.identity_rows: expected 'all' with ddl\.online"),
+        (
+            {"ddl": {"neg_mining": "random"}},
+            r"ddl\.neg_mining: expected 'hardest' with ddl\.online, got 'random'",
+        ),
         ({"ddl": {"online": {"images": 7}}}, r"ddl\.online\.images: expected an even number, got 7"),
         ({"ddl": {"online": {"imagse": 8}}}, r"ddl\.online: unknown key 'imagse'; did you mean 'images'"),
         ({"ddl": {"online": None, "hard": "yaw > 4"}}, r"ddl\.online: expected a dict such as"),
