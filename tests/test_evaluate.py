@@ -5,12 +5,15 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from pose_networks import save_fsanet
 
-from ddl_plugin.data.records import RecordWriter
+from ddl_plugin.data.attributes import AttributeTable
+from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluate.__main__ import main
 from ddl_plugin.evaluate.models import model_names
 from ddl_plugin.evaluation.bins import write_bin
+from ddl_plugin.prepare.__main__ import main as prepare
 
 
 def face(label, k=0):
@@ -134,27 +137,48 @@ def test_easy_and_hard_pairs_and_figures(blurred, capsys, monkeypatch):
 
 def test_a_table_of_other_images_is_noticed(scface, capsys, monkeypatch):
     monkeypatch.chdir(scface)
-    from ddl_plugin.data.attributes import AttributeTable
-
     table = AttributeTable.load("scface.npz")
     table.provenance = {"records": "train.rec:0123456789abcdef"}
     table.save("others.npz")
     arguments = ["--model", "base.onnx", "--attributes", "others.npz", "--hard", "camera > 2"]
     assert main(["verification", "--bin", "easy.bin", *arguments]) == 2
-    assert (
-        "images of easy, by their number in the .bin, got a table made from the records train.rec"
-        in capsys.readouterr().err
-    )
+    assert "others.npz: expected a table of easy.bin as it is now" in capsys.readouterr().err
     rows = "".join(f"{16 * s + k},{'gallery' if k == 1 else 'probe'}\n" for s in range(5) for k in (1, 2, 9))
     (scface / "few.csv").write_text("record,role\n" + rows)
-    assert (
-        main(["identification", "--rec", "scface.rec", "--protocol", "few.csv", "--size", "full", *arguments])
-        == 0
-    )
-    assert (
-        capsys.readouterr().err
-        == "note: others.npz says that it was made from other records than scface.rec\n"
-    )
+    search = ["identification", "--rec", "scface.rec", "--protocol", "few.csv", "--size", "full", *arguments]
+    assert main(search) == 2
+    assert "others.npz: expected a table of scface.rec as it is now" in capsys.readouterr().err
+    table.provenance = {"records": "renamed.rec:" + Records("scface.rec").fingerprint().split(":")[1]}
+    table.save("others.npz")
+    assert main(search) == 0
+
+
+def test_the_pose_of_a_set_says_which_of_its_pairs_are_hard(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    save_fsanet("pose.onnx")
+    assert prepare(["pose", "easy.bin", "--model", "pose.onnx", "--output", "easy_pose.npz"]) == 0
+    assert "yaw, pitch and roll of 40 images" in capsys.readouterr().out
+    table = AttributeTable.load("easy_pose.npz")
+    assert table.keys.tolist() == list(range(40))
+    yaw = table.columns["yaw"]
+    limit = float(np.round(np.median(yaw), 3))
+    arguments = [
+        "verification",
+        "--model",
+        "base.onnx",
+        "--attributes",
+        "easy_pose.npz",
+        "--hard",
+        f"yaw > {limit}",
+    ]
+    hard = sum(bool(yaw[2 * i] > limit or yaw[2 * i + 1] > limit) for i in range(20))
+    assert main([*arguments, "--bin", "easy.bin"]) == 0
+    assert f"easy, hard: {hard} pairs (either of the images: yaw > {limit})" in capsys.readouterr().out
+    (folder / "renamed.bin").write_bytes((folder / "easy.bin").read_bytes())
+    assert main([*arguments, "--bin", "renamed.bin"]) == 0
+    (folder / "turned.bin").write_bytes((folder / "easy.bin").read_bytes() + b" ")  # still the same pickle
+    assert main([*arguments, "--bin", "turned.bin"]) == 2
+    assert "easy_pose.npz: expected a table of turned.bin as it is now" in capsys.readouterr().err
 
 
 def test_two_sets_of_one_name_have_figures_of_their_own(folder, monkeypatch):
@@ -251,7 +275,7 @@ def test_easy_and_hard_probes_within_groups(scface, capsys, monkeypatch):
         "scface.npz",
     ]
     assert main([*arguments, "--easy", "camera == 0", "--hard", "camera == 1", "--size", "full"]) == 2
-    assert "expected identities of the gallery, got 0 probes" in capsys.readouterr().err
+    assert "expected one probe or more, got none" in capsys.readouterr().err
     rows = "".join(
         f"{16 * s + k},{'gallery' if k == 1 else 'probe'}\n" for s in range(5) for k in (1, 2, 3, 4)
     )

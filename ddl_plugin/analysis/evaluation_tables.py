@@ -182,7 +182,7 @@ def standard_error(entries: Mapping[str, Entry]) -> str:
     # A rate of 0 or 1 is not known without error: as if half a comparison more were the other way.
     rate = min(max(point["tar"], 0.5 / count), 1 - 0.5 / count)
     return (
-        f"With {count:,} comparisons of the same person, a TAR of {percent(rate)} has a standard error of "
+        f"With {count:,} comparisons of the same person, a TAR of {percent(point['tar'])} has a standard error of "
         f"{100 * np.sqrt(rate * (1 - rate) / count):.2f} points if they are independent, and more where the same "
         "images occur in several of them: smaller differences say nothing."
     )

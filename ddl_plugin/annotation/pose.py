@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ddl_plugin.annotation.bin_images import BinImages
 from ddl_plugin.annotation.pose_models import PoseModel
 from ddl_plugin.data.attributes import AttributeTable, made_by, require_output
 from ddl_plugin.data.records import DamagedRecordError, Records
@@ -53,7 +54,7 @@ class PoseResult:
 
 
 def estimate_pose(
-    records: Records,
+    records: Records | BinImages,
     models: Sequence[PoseModel],
     output: str | os.PathLike,
     *,
@@ -167,7 +168,7 @@ def _result(
 
 
 def _poses(
-    records: Records,
+    records: Records | BinImages,
     keys: np.ndarray,
     models: Sequence[PoseModel],
     units: list[tuple[int, int]],
@@ -189,7 +190,7 @@ def _poses(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _unit(records: Records, keys: np.ndarray, models: Sequence[PoseModel]) -> np.ndarray:
+def _unit(records: Records | BinImages, keys: np.ndarray, models: Sequence[PoseModel]) -> np.ndarray:
     rows = np.full((len(keys), 4), np.nan, np.float32)
     rows[:, 3] = _UNREADABLE
     images, read = [], []

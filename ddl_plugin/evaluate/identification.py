@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +171,7 @@ def _task(options: Any) -> _Task:
 
 
 def _of_records(options: Any) -> _Task:
-    from ddl_plugin.data.attributes import AttributeTable
+    from ddl_plugin.data.attributes import AttributeTable, require_of
     from ddl_plugin.data.records import Records
     from ddl_plugin.evaluation.faces import RecordFaces
     from ddl_plugin.evaluation.subsets import image_subsets, rules_of
@@ -180,12 +179,8 @@ def _of_records(options: Any) -> _Task:
     # No image may be left out unseen: the numbers would be of other images than they say.
     records = Records(options.rec, max_damaged=0.0)
     table = AttributeTable.load(options.attributes) if options.attributes else None
-    made_from = None if table is None else (table.provenance or {}).get("records")
-    if made_from is not None and made_from.split(":")[-1] != records.fingerprint().split(":")[-1]:
-        print(
-            f"note: {table.path} says that it was made from other records than {records.path}",
-            file=sys.stderr,
-        )
+    if table is not None:
+        require_of(table, records.fingerprint())
     protocol, split = _protocol(options, records, table)
     # A table may be there for the protocol alone.
     rules = rules_of(options.easy, options.hard, table if options.easy or options.hard else None)

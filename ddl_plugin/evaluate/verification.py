@@ -82,20 +82,16 @@ def _require_attributes_for_each(options: Any) -> None:
 
 
 def _subsets(options: Any, sets: list[BinSet]) -> list[list[Subset]]:
-    from ddl_plugin.data.attributes import AttributeTable
+    from ddl_plugin.data.attributes import AttributeTable, require_of
+    from ddl_plugin.evaluation.bins import fingerprint
     from ddl_plugin.evaluation.subsets import pair_subsets, rules_of
 
     rules = rules_of(options.easy, options.hard, options.attributes)
     if rules is None:
         return [[] for _ in sets]
     tables = [AttributeTable.load(path) for path in options.attributes]
-    for table, bin_set in zip(tables, sets, strict=True):
-        made_from = (table.provenance or {}).get("records")
-        if made_from is not None:
-            raise UserError(
-                f"{table.path}: expected what is known of the images of {bin_set.name}, by their number in the .bin, "
-                f"got a table made from the records {made_from.split(':')[0]}"
-            )
+    for table, path in zip(tables, options.bin, strict=True):
+        require_of(table, fingerprint(path))
     return [pair_subsets(rules, table, bin_set) for table, bin_set in zip(tables, sets, strict=True)]
 
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.files import replaced
+from ddl_plugin.files import replaced, sha256
 
 SIDE = 112  # pixels
 
@@ -55,17 +55,37 @@ class _Dtype:
         if _text(state[1]) == ">":
             raise pickle.UnpicklingError("a big-endian array")
 
+    def check(self, raw: bytes) -> None:
+        if len(raw) % np.dtype(self.kind).itemsize:
+            raise pickle.UnpicklingError(f"an array of {len(raw)} bytes of type {self.kind!r}")
+
     def decode(self, raw: bytes | str) -> list[int]:
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         return np.frombuffer(raw, dtype=np.dtype(self.kind)).astype(np.int64).tolist()
 
 
-class _Labels(list):
-    """What a pickled `numpy.ndarray` of labels becomes."""
+class _Array:
+    """What a pickled `numpy.ndarray` becomes: the labels, or an encoded image, as InsightFace's packers of CFP and
+    AgeDB store it (what cv2.imencode gives)."""
+
+    def __init__(self, dtype: _Dtype | None = None, raw: bytes | str = b"") -> None:
+        if not isinstance(raw, (bytes, bytearray, str)):  # bytes(10**12) would be a terabyte of zeros
+            raise pickle.UnpicklingError(f"a {type(raw).__name__} as the content of an array")
+        self._raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+        self._dtype = dtype
+        if dtype is not None:
+            dtype.check(self._raw)
 
     def __setstate__(self, state: tuple) -> None:
         _version, _shape, dtype, _fortran, raw = state
-        self[:] = dtype.decode(raw)
+        self.__init__(dtype, raw)
+
+    def integers(self) -> list[int]:
+        return self._dtype.decode(self._raw) if self._dtype else []
+
+    def content(self) -> bytes | None:
+        """The bytes of an array of bytes; None of another one."""
+        return self._raw if self._dtype and self._dtype.kind == "u1" else None
 
 
 def _encode(text: str, encoding: str | bytes) -> bytes:
@@ -76,12 +96,12 @@ def _encode(text: str, encoding: str | bytes) -> bytes:
 
 def _numpy_globals() -> dict[tuple[str, str], _StandIn]:
     scalar = _StandIn(lambda dtype, raw: dtype.decode(raw)[0])
-    rebuild = _StandIn(lambda *_: _Labels())
-    from_buffer = _StandIn(lambda raw, dtype, *_: _Labels(dtype.decode(raw)))
+    rebuild = _StandIn(lambda *_: _Array())
+    from_buffer = _StandIn(lambda raw, dtype, *_: _Array(dtype, raw))
     table = {
         ("_codecs", "encode"): _StandIn(_encode),
         ("numpy", "dtype"): _StandIn(_Dtype),
-        ("numpy", "ndarray"): _StandIn(lambda *_: _Labels()),
+        ("numpy", "ndarray"): _StandIn(lambda *_: _Array()),
     }
     for core in ("numpy.core", "numpy._core"):
         table[f"{core}.multiarray", "scalar"] = scalar
@@ -148,8 +168,8 @@ def load_bin(path: str | os.PathLike) -> BinSet:
     """Read a .bin file written by Python 2 or 3, any pickle protocol, executing nothing in it.
 
     Raises:
-        UserError: no such file, a pickle that asks for anything but byte strings and NumPy booleans or whole
-            numbers (the global is named), a cut file, a wrong structure, an empty set.
+        UserError: no such file, a pickle that asks for anything but byte strings and NumPy arrays of booleans or
+            whole numbers (the global is named), a cut file, a wrong structure, an empty set.
     """
     path = Path(path)
     try:
@@ -172,6 +192,11 @@ def load_bin(path: str | os.PathLike) -> BinSet:
     return _checked(path, value)
 
 
+def fingerprint(path: str | os.PathLike) -> str:
+    """'name:digest' of a .bin file and its content: what a table of its images says that it was made from."""
+    return f"{Path(path).name}:{sha256(path)[:32]}"
+
+
 def _checked(path: Path, value: Any) -> BinSet:
     def wrong(got: str) -> UserError:
         return UserError(
@@ -181,6 +206,8 @@ def _checked(path: Path, value: Any) -> BinSet:
     if not (isinstance(value, (tuple, list)) and len(value) == 2):
         raise wrong(f"a {type(value).__name__}")
     encoded, labels = value
+    if isinstance(labels, _Array):
+        labels = labels.integers()
     for part, what in ((encoded, "images"), (labels, "labels")):
         if not isinstance(part, (list, tuple)):
             raise wrong(f"{what} of type {type(part).__name__}")
@@ -188,9 +215,10 @@ def _checked(path: Path, value: Any) -> BinSet:
         raise wrong(f"{len(encoded)} images and {len(labels)} labels")
     if not labels:
         raise UserError(f"{path}: expected at least one pair, got an empty verification set")
+    encoded = [image.content() if isinstance(image, _Array) else image for image in encoded]
     for i, image in enumerate(encoded):
         if not isinstance(image, (bytes, bytearray)):
-            raise wrong(f"a {type(image).__name__} as image {i}")
+            raise wrong(f"{'an array' if image is None else f'a {type(image).__name__}'} as image {i}")
     for i, label in enumerate(labels):
         if not isinstance(label, int) or label not in (0, 1):
             raise wrong(f"{label!r} as label {i}")

@@ -21,7 +21,7 @@ from ddl_plugin.evaluation.evidence import ACCEPTED, FAILURES, REJECTED, Evidenc
 from ddl_plugin.evaluation.faces import Faces, RecordFaces
 from ddl_plugin.evaluation.features import Embed, Progress, extract, no_progress
 from ddl_plugin.evaluation.metrics import CURVE_POINTS
-from ddl_plugin.evaluation.protocols import Protocol
+from ddl_plugin.evaluation.protocols import ALL, Protocol
 from ddl_plugin.evaluation.search import Search, search
 from ddl_plugin.evaluation.subsets import Subset
 from ddl_plugin.evaluation.verification import in_words
@@ -30,7 +30,6 @@ from ddl_plugin.settings import Degradation
 FARS = (1e-2, 1e-3, 1e-4)
 RANKS = (1, 5)
 SIZES = (None, 24, 14)
-ALL = "all"
 
 
 def embed_faces(
@@ -99,11 +98,12 @@ def lines_of(protocol: Protocol, labels: np.ndarray, subsets: Sequence[Subset] =
     everything = np.ones(len(protocol.probes), bool)
     groups = [("", np.ones(len(protocol.gallery), bool), everything)]
     if protocol.groups is not None:
-        names = np.unique(np.concatenate(protocol.groups))
-        groups = [(str(name), protocol.groups[0] == name, protocol.groups[1] == name) for name in names]
+        groups = [
+            (name, protocol.groups[0] == name, protocol.groups[1] == name) for name in _groups(protocol)
+        ]
     kinds = [(ALL, everything)]
     if protocol.conditions is not None:
-        kinds += [(str(name), protocol.conditions == name) for name in np.unique(protocol.conditions)]
+        kinds += [(name, protocol.conditions == name) for name in _conditions(protocol)]
     count = len(kinds)
     kinds += [(f"{part.name} ({part.rule})", part.chosen) for part in subsets]
     lines = []
@@ -121,9 +121,25 @@ def lines_of(protocol: Protocol, labels: np.ndarray, subsets: Sequence[Subset] =
     return lines
 
 
+def _conditions(protocol: Protocol) -> list[str]:
+    """Their names, also of those whose probes are all missing; a probe without one ('') is in no condition."""
+    names = {*protocol.conditions.tolist(), *(condition for condition, _ in protocol.missing)}
+    return sorted(names - {""})
+
+
+def _groups(protocol: Protocol) -> list[str]:
+    """Their names, also of those that are missing."""
+    return sorted({*np.concatenate(protocol.groups).tolist(), *(group for _, group in protocol.missing)})
+
+
 def _check(line: Line, protocol: Protocol, labels: np.ndarray) -> None:
     identities = np.unique(labels[protocol.gallery[line.gallery]])
     known = np.isin(labels[protocol.probes[line.probes]], identities)
+    if not known.size:
+        missing = f", and {line.missing} missing" if line.missing else ""
+        raise UserError(
+            f"probes, condition {line.condition!r}: expected one probe or more, got none{missing}"
+        )
     if not known.any():
         raise UserError(
             f"probes, condition {line.condition!r}: expected identities of the gallery, got {known.size} probes "
@@ -283,8 +299,8 @@ def _averages(protocol: Protocol, results: Sequence[dict[str, Any]]) -> list[dic
     """Means over the conditions, of each size and group, as in the last column of the paper's Table 3."""
     if protocol.conditions is None:
         return []
-    conditions = [str(name) for name in np.unique(protocol.conditions)]
-    groups = [""] if protocol.groups is None else np.unique(np.concatenate(protocol.groups)).tolist()
+    conditions = _conditions(protocol)
+    groups = [""] if protocol.groups is None else _groups(protocol)
     averages = []
     for size in dict.fromkeys(entry["size"] for entry in results):
         for group in groups:

@@ -19,7 +19,7 @@ import numpy as np
 from ddl_plugin.data.attributes import AttributeTable, made_by
 from ddl_plugin.data.records import jpeg
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluation.bins import SIDE, write_bin
+from ddl_plugin.evaluation.bins import SIDE, fingerprint, write_bin
 from ddl_plugin.evaluation.pair_lists import PairList, repeated
 from ddl_plugin.ingest.align import open_detector, require_insightface
 from ddl_plugin.ingest.listing import make_listing
@@ -80,7 +80,7 @@ def pack(
     fallback = _fall_back(pairs, packing, outcomes, images)
     places = np.stack([pairs.first, pairs.second], axis=1).ravel()
     write_bin(output, [images[place] for place in places.tolist()], pairs.issame.tolist())
-    _write_table(pairs, packing, outcomes, fallback, places, table_path(output))
+    _write_table(pairs, packing, outcomes, fallback, places, output)
     stored = {text: int((outcomes["state"] == state).sum()) for state, text in STORED.items()}
     return {
         "pairs": len(pairs.issame),
@@ -180,14 +180,18 @@ def _write_table(
     outcomes: np.ndarray,
     fallback: list[int],
     places: np.ndarray,
-    path: Path,
+    output: str | os.PathLike,
 ) -> None:
+    path = table_path(output)
     columns = dict(pairs.columns)
     if packing.aligns:
         fell_back = np.zeros(len(pairs.images), bool)
         fell_back[fallback] = True
         columns["fallback"] = fell_back
         columns["face_size"] = np.where(fell_back, np.nan, outcomes["face_size"].astype(np.float64))
-    if columns:
-        columns = {name: values[places] for name, values in columns.items()}
-        AttributeTable(np.arange(len(places)), columns, path, made_by("prepare bin")).save(path)
+    if not columns:
+        path.unlink(missing_ok=True)  # of a set that stood here before
+        return
+    columns = {name: values[places] for name, values in columns.items()}
+    about = made_by("prepare bin", records=fingerprint(output))
+    AttributeTable(np.arange(len(places)), columns, path, about).save(path)

@@ -19,6 +19,14 @@ from ddl_plugin.files import reading
 _FOLDS = 10
 _SHOWN = 3  # names in a message
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+#: Where CPLFW (the first) and CALFW have the pictures as they were taken, below their folder. The "aligned images" of
+#: both are funnelled, not cropped: the last resort.
+_PICTURES = (
+    "images",
+    "images&landmarks/images&landmarks/images",
+    "images&landmarks/images",
+    "aligned images",
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ def read_cross(root: Path, pairs: Path | None, name: str) -> PairList:
 
     LABEL is 0 for different persons; for the same person CPLFW has 1, CALFW the number of the fold. The files list
     all pairs of the same person first; they are put into ten folds here, of equal parts of either kind in their
-    order, as LFW's are. The images lie in root, or root/images.
+    order, as LFW's are. The images lie in root, or where the distributions have them in it.
     """
     path = _found(pairs, root / name, root.parent / name)
     lines = list(_lines(path))
@@ -201,7 +209,7 @@ def read_cross(root: Path, pairs: Path | None, name: str) -> PairList:
 
 def _images_folder(root: Path, names: list[str]) -> Path:
     """root, or the folder in it where the distribution has its images."""
-    for folder in (root, root / "images", root / "aligned images"):
+    for folder in (root, *(root / name for name in _PICTURES)):
         if all((folder / name).is_file() for name in names):
             return folder
     return root

@@ -23,6 +23,7 @@ from ddl_plugin.files import write_text
 from ddl_plugin.settings import unknown_keys
 
 GALLERY, PROBE = "gallery", "probe"
+ALL = "all"  # the condition of all probes, in results
 _COLUMNS = ("record", "file", "identity", "role", "condition", "group")
 _SHOWN = 3  # names in a message
 
@@ -138,6 +139,7 @@ def _protocol(
     """there: bool (n,), whether the image of each line exists, at `place`."""
     roles = rows.texts("role")
     conditions, groups = rows.texts("condition"), rows.texts("group")
+    _require_named(rows, conditions, groups)
     shown = rows.columns.get("file") or rows.columns["record"]
     lost = np.flatnonzero(~there)
     require_few_missing(
@@ -164,6 +166,19 @@ def _protocol(
         None if groups is None else (groups[is_gallery], groups[is_probe]),
         missing,
     )
+
+
+def _require_named(rows: _Rows, conditions: np.ndarray | None, groups: np.ndarray | None) -> None:
+    """UserError for a condition that has the name of all probes, and for an image without a group."""
+    for values, wrong, what in (
+        (conditions, ALL, f"a condition of another name than {ALL!r}, which is that of all probes"),
+        (groups, "", "a group of every image"),
+    ):
+        places = np.flatnonzero(values == wrong) if values is not None else np.empty(0, int)
+        if places.size:
+            raise UserError(
+                f"{rows.path}, line {rows.lines[places[0]]}: expected {what}, got {wrong!r} ({places.size} such lines)"
+            )
 
 
 def require_few_missing(where: str, probes: Sequence[str], gallery: Sequence[str], max_missing: int) -> None:
@@ -227,6 +242,8 @@ def _read_rows(path: Path) -> _Rows:
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a protocol: {error}") from error
+    if not lines:
+        raise UserError(f"{path}: expected a line for each image below the header, got none")
     return _Rows(path, lines, values)
 
 

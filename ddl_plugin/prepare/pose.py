@@ -1,4 +1,4 @@
-"""`prepare pose`: yaw, pitch and roll of every record, by ONNX head-pose models."""
+"""`prepare pose`: yaw, pitch and roll of every image of a data set, by ONNX head-pose models."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ _SHOWN = 10  # record numbers
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    text = "estimate yaw, pitch and roll of every record"
+    text = "estimate yaw, pitch and roll of every image"
     parser = commands.add_parser(
         "pose",
         help=text,
         description=text[0].upper() + text[1:] + ", as an attribute table for rules such as 'abs(yaw) > 45'. "
         "A run that was stopped goes on where it was.",
     )
-    parser.add_argument("rec", nargs="?", metavar="REC", help=".rec file, or a folder holding train.rec")
+    parser.add_argument(
+        "rec",
+        nargs="?",
+        metavar="REC",
+        help=".rec file, a folder holding train.rec, or a verification set .bin",
+    )
     parser.add_argument(
         "--model", action="append", default=[], metavar="ONNX",
         help="FSA-Net style or InsightFace's 1k3d68.onnx; give --model again to average several",
@@ -61,6 +66,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _estimate(options: argparse.Namespace) -> None:
     with uninterrupted():
+        from ddl_plugin.annotation.bin_images import BinImages
         from ddl_plugin.annotation.pose import estimate_pose
         from ddl_plugin.annotation.pose_models import open_models
         from ddl_plugin.data.records import Records
@@ -72,11 +78,11 @@ def _estimate(options: argparse.Namespace) -> None:
     if threads < 1:
         raise UserError(f"--threads: expected a whole number >= 1, got {threads}")
     shard = None if options.shard is None else parse_shard(options.shard)
-    records = Records(options.rec)
-    require_distinct(
-        {"--output": _written(options), "--json": options.json},
-        [*record_files(records.path), *options.model],
-    )
+    of_a_bin = Path(options.rec).suffix == ".bin"
+    records = BinImages(options.rec) if of_a_bin else Records(options.rec)
+    files = [records.path] if of_a_bin else record_files(records.path)
+    outputs = {"--output": _written(options), "--json": options.json}
+    require_distinct(outputs, [*files, *options.model])
     _require_own_table(_written(options))
     result = estimate_pose(
         records, open_models(options.model), options.output, shard=shard, threads=threads, progress=True

@@ -7,16 +7,19 @@ import subprocess
 import sys
 import textwrap
 
+import cv2
 import numpy as np
 import pytest
 from pose_networks import WEIGHTS, expected_angles, save_fsanet
 
 from ddl_plugin.annotation import pose
+from ddl_plugin.annotation.bin_images import BinImages
 from ddl_plugin.annotation.pose import estimate_pose, merge_poses, yaw_counts
 from ddl_plugin.annotation.pose_models import open_models
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.errors import UserError
+from ddl_plugin.evaluation.bins import write_bin
 
 IMAGES = 23
 NO_IMAGES = (4, 17)  # positions
@@ -303,6 +306,28 @@ def test_output_is_checked_before_the_work(tmp_path, records):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written"):
         estimate_pose(records, [], tmp_path / "file" / "pose.npz")
+
+
+def test_images_of_a_verification_set_by_their_number(tmp_path, models):
+    rng = np.random.default_rng(5)
+    pixels = rng.integers(0, 256, (6, 112, 112, 3), np.uint8)
+    encoded = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pixels]
+    encoded[4] = b"no image"
+    encoded[1] = cv2.imencode(".png", pixels[1, :56])[1].tobytes()
+    write_bin(tmp_path / "set.bin", encoded, [True, False, True])
+    images = BinImages(tmp_path / "set.bin")
+    result = estimate_pose(images, models, tmp_path / "pose.npz")
+    assert result.table.keys.tolist() == [0, 1, 2, 3, 4, 5]
+    assert result.unreadable.tolist() == [1, 4]
+    angles = np.stack([result.table.columns[name] for name in pose.COLUMNS], axis=1)
+    assert np.isnan(angles[[1, 4]]).all()
+    for i in (0, 2, 3, 5):
+        one = np.mean([model([pixels[i, ..., ::-1]])[0] for model in models], axis=0)
+        np.testing.assert_allclose(angles[i], one, rtol=0, atol=1e-3)
+    assert result.table.provenance["records"] == images.fingerprint()
+    assert images.fingerprint().startswith("set.bin:")
+    (tmp_path / "other.bin").write_bytes((tmp_path / "set.bin").read_bytes() + b" ")
+    assert BinImages(tmp_path / "other.bin").fingerprint() != images.fingerprint().replace("set", "other")
 
 
 def test_counts_by_yaw():

@@ -77,6 +77,41 @@ def test_a_file_of_python_2_is_read(tmp_path):
     assert bin_set.issame.tolist() == LABELS
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_images_that_are_arrays_are_read(tmp_path, protocol):
+    """InsightFace's packers of CFP and AgeDB store what cv2.imencode gives."""
+    arrays = [np.frombuffer(image, np.uint8) for image in PICTURES]
+    arrays[1] = arrays[1].reshape(-1, 1)  # OpenCV before 4.5
+    bin_set = load_bin(dump(tmp_path / "cfp_fp.bin", (arrays, np.array(LABELS)), protocol))
+    assert bin_set.encoded == PICTURES
+    assert bin_set.images(1, 3)[:, 0, 0].tolist() == [[20, 100, 200], [30, 100, 200]]
+
+
+def test_arrays_of_another_kind_are_no_images(tmp_path):
+    arrays = [np.frombuffer(image[: len(image) // 2 * 2], np.int16) for image in PICTURES]
+    with pytest.raises(UserError, match="got an array as image 0"):
+        load_bin(dump(tmp_path / "x.bin", (arrays, LABELS)))
+    floats = [np.zeros(3) for _ in PICTURES]
+    with pytest.raises(UserError, match="an array of type 'f8'"):
+        load_bin(dump(tmp_path / "x.bin", (floats, LABELS)))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"C\x0f" + bytes(15), "an array of 15 bytes of type 'i8'"),
+        (b"J\xff\xff\xff\x7f", "a int as the content"),
+    ],
+)
+def test_an_array_of_a_wrong_content_is_refused(tmp_path, content, message):
+    whole = pickle.dumps((PICTURES, np.array([1, 0])), 3)  # protocol 3 has no frames with a length
+    stored = b"C\x10" + np.array([1, 0]).tobytes()
+    assert whole.count(stored) == 1
+    (tmp_path / "x.bin").write_bytes(whole.replace(stored, content))
+    with pytest.raises(UserError, match=message):
+        load_bin(tmp_path / "x.bin")
+
+
 def test_images_are_decoded_by_range_as_rgb(tmp_path):
     bin_set = load_bin(dump(tmp_path / "a.bin", (PICTURES, LABELS)))
     images = bin_set.images(1, 3)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -188,6 +189,30 @@ def test_missing_probes_count_as_not_found(records):
     assert average["rank1"] == pytest.approx((1 / 3 + 2 / 3) / 2)
 
 
+def test_a_condition_whose_probes_are_all_missing_is_not_left_out(records):
+    protocol = first_others(records)
+    near = np.full(len(protocol.probes), "near")
+    protocol = replace(protocol, conditions=near, missing=(("far", ""),))
+    with pytest.raises(
+        UserError, match="condition 'far': expected one probe or more, got none, and 1 missing"
+    ):
+        lines_of(protocol, records.labels)
+    groups = tuple(np.full(len(x), "a") for x in (protocol.gallery, protocol.probes))
+    protocol = replace(protocol, conditions=None, groups=groups, missing=(("", "b"),))
+    with pytest.raises(UserError, match="condition 'b': expected one probe or more, got none, and 1 missing"):
+        lines_of(protocol, records.labels)
+
+
+def test_a_probe_without_a_condition_is_among_all_alone(records):
+    protocol = first_others(records)
+    conditions = np.array(["near"] * (len(protocol.probes) - 1) + [""])
+    lines = lines_of(replace(protocol, conditions=conditions), records.labels)
+    assert [(line.condition, line.probes.size) for line in lines] == [
+        ("all", len(protocol.probes)),
+        ("near", len(protocol.probes) - 1),
+    ]
+
+
 def test_groups_are_searched_apart(records):
     """A probe is compared with the gallery of its own group alone."""
     groups = np.array(["x", "x", "y", "y"]), np.array(["x", "x", "y"])
@@ -201,19 +226,17 @@ def test_groups_are_searched_apart(records):
 
 def test_missing_probes_belong_to_their_group(records):
     groups = np.array(["x", "x", "y", "y"]), np.array(["x", "x", "y"])
-    missing = (("c", "x"), ("c", "x"), ("d", "y"))
+    missing = (("c", "x"), ("c", "x"), ("c", "y"))
     conditions = np.array(["c", "c", "c"])
     protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 5, 7]), conditions, groups, missing)
     lines = [(line.condition, line.missing) for line in lines_of(protocol, records.labels)]
-    assert lines == [("x", 2), ("x, c", 2), ("y", 1), ("y, c", 0)]
+    assert lines == [("x", 2), ("x, c", 2), ("y", 1), ("y, c", 1)]
 
 
 def test_groups_and_conditions_are_named_together(records):
     groups = np.array(["x", "x", "y", "y"]), np.array(["x", "x", "y"])
     protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 5, 7]), np.array(["c1", "c2", "c1"]), groups)
-    with pytest.raises(
-        UserError, match="condition 'y, c2': expected identities of the gallery, got 0 probes"
-    ):
+    with pytest.raises(UserError, match=r"condition 'y, c2': expected one probe or more, got none$"):
         identify(None, records, protocol)  # before anything is embedded
     conditions = np.array(["c1", "c2", "c1"])
     protocol = Protocol(np.array([0, 4, 6, 8]), np.array([1, 5, 2]), conditions)
@@ -285,3 +308,9 @@ def test_evidence_shows_where_the_search_fails(records):
     assert ranks.tolist() == [1, 2, 3]
     assert found[0] == pytest.approx(1 / 3)
     assert found[-1] == 1.0
+    assert line.genuine.right.tolist() == [False, True, False]
+    assert all(line.genuine.right == (line.genuine.score > line.genuine.bar))
+    with_one_missing = replace(protocol, missing=(("", ""),))
+    calls.clear()
+    _, (line,) = examine(network, records, with_one_missing, (8,))
+    assert line.cmc[1][[0, -1]] == pytest.approx([1 / 4, 3 / 4])  # who is missing is never found

@@ -152,6 +152,14 @@ def test_tenfold_accuracy_equals_the_published_procedure(pairs, folds):
     assert tenfold_accuracy(similarity, issame, folds) == pytest.approx(expected, abs=1e-12)
 
 
+def test_thresholds_of_the_accuracy_are_a_hundredth_apart():
+    distance = np.tile([1.005, 1.015, 2.993, 2.997], 10)  # 1.01 tells the first two apart, nothing the others
+    issame = np.tile([True, False, False, False], 10)
+    assert tenfold_accuracy(1 - distance / 2, issame, 10) == (1.0, 0.0)
+    issame = np.tile([True, True, True, False], 10)  # 2.99 < 2.993 < 2.997 < 3: one of the two is wrong
+    assert tenfold_accuracy(1 - distance / 2, issame, 10)[0] == 0.75
+
+
 def test_tenfold_accuracy_keeps_the_file_order():
     """Contiguous folds: a set whose second half has other scores is worse than the same set mixed."""
     issame = np.tile([True, False], 50)

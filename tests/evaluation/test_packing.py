@@ -1,6 +1,7 @@
 """Verification sets made of pair lists: which images get in, how, and what happens where one cannot be used."""
 
 import pickle
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluation.bins import load_bin
+from ddl_plugin.evaluation.bins import fingerprint, load_bin
 from ddl_plugin.evaluation.packing import Packing, pack, table_path
 from ddl_plugin.evaluation.pair_lists import PairList
 from ddl_plugin.prepare.__main__ import main
@@ -54,6 +55,14 @@ def test_aligned_images_get_in_byte_for_byte_in_the_order_of_the_pairs(faces, tm
     assert {name: values.tolist() for name, values in table.columns.items()} == {
         "age": [0, 10, 20, 10, 30, 40]
     }
+
+
+def test_the_table_is_that_of_the_set_beside_it(faces, tmp_path):
+    pack(faces, tmp_path / "set.bin", ALIGNED, bar)
+    table = AttributeTable.load(table_path(tmp_path / "set.bin"))
+    assert table.provenance["records"] == fingerprint(tmp_path / "set.bin")
+    pack(replace(faces, columns={}), tmp_path / "set.bin", ALIGNED, bar)
+    assert not table_path(tmp_path / "set.bin").exists()
 
 
 def test_images_that_cannot_be_used_are_counted_and_named_and_nothing_is_written(faces, tmp_path):

@@ -186,6 +186,16 @@ def test_cplfw_and_calfw_are_put_into_ten_folds(tmp_path, name, labels):
     ]
 
 
+def test_the_pictures_of_calfw_come_before_the_funnelled_ones(tmp_path):
+    (tmp_path / "pairs_CALFW.txt").write_text(cross([1 + i // 2 for i in range(20)] + [0] * 20))
+    for name in ("aligned images", "images&landmarks/images", "images&landmarks/images&landmarks/images"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "P_0_1.jpg").touch()
+        assert read_cross(tmp_path, None, "pairs_CALFW.txt").root == tmp_path / name
+    (tmp_path / "P_0_1.jpg").touch()
+    assert read_cross(tmp_path, None, "pairs_CALFW.txt").root == tmp_path
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -168,6 +168,15 @@ def test_image_files_need_no_records(pictures):
         (PICTURES.replace("file", "record"), "expected a column 'file' where there is no --rec, got none"),
         ("file,role\na1.png,gallery\n", "expected a column 'identity' where there is no --rec, got none"),
         ("record,file,role\n", "got both columns"),
+        ("file,identity,role\n", "expected a line for each image below the header, got none"),
+        (
+            PICTURES.replace("probe\n", "probe,all\n").replace("role", "role,condition"),
+            "line [45]: expected a condition of another name than 'all'",
+        ),
+        (
+            PICTURES.replace("probe\n", "probe,x\n").replace("role", "role,group"),
+            r"line 2: expected a group of every image, got '' \(2 such lines\)",
+        ),
     ],
 )
 def test_mistakes_in_a_protocol_of_files_are_named(pictures, text, message):

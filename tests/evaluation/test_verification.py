@@ -218,6 +218,12 @@ def test_evidence_holds_the_pairs_called_wrong_worst_first():
         assert away == sorted(away, reverse=True)
         assert all((f.similarity <= f.threshold) == below for f in whole.failures if f.kind == kind)
     assert whole.cmc is None
+    for line, chosen in ((whole, np.ones(40, bool)), (part, half)):
+        same = [i for i in range(40) if chosen[i] and bin_set.issame[i]]
+        assert line.genuine.score.tolist() == [similarity[i] for i in same]
+        assert line.genuine.bar.tolist() == [folds.threshold[i] for i in same]
+        assert line.genuine.right.tolist() == [similarity[i] > folds.threshold[i] for i in same]
+        assert line.genuine.names(1)[1] == f"image {2 * same[1] + 1} of drawn (pair {same[1]}, second)"
     far, tar = whole.curve
     assert (far[0], tar[0], far[-1], tar[-1]) == (0, 0, 1, 1)
 

@@ -74,6 +74,7 @@ def test_parts_and_merge(data, capsys, monkeypatch):
         ("@set --model @c.onnx --output @p.npz", "c.onnx: no such ONNX file"),
         ("@set --model @a.onnx --output @p.npz --json @a.onnx", "--json: expected a file of its own"),
         ("@none --model @a.onnx --output @p.npz", "expected a .rec file"),
+        ("@none.bin --model @a.onnx --output @p.npz", "none.bin: cannot be read as a verification set"),
         ("@set --merge --output @p.npz", "--merge: expected --output alone, got REC or --model too"),
         ("--merge --output @p.npz", "--merge: expected the parts p.0-of-4.npz"),
         (
