@@ -173,7 +173,7 @@ def find_checkpoint(text: str | os.PathLike) -> Checkpoint:
     Raises UserError naming the file that is missing and the epochs that are there.
     """
     text = os.fspath(text)
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return _in_folder(Path(text))
     named = re.fullmatch(r"(.+),\s*(\d+)\s*", text) or re.fullmatch(r"(.+)-(\d{4,})\.params", text)
     if named:

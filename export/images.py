@@ -57,11 +57,6 @@ def as_input(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
-def batch_of(images: np.ndarray, size: int) -> np.ndarray:
-    """`size` images, cycling through those given, as float32 (size, 3, S, S)."""
-    return as_input(images[np.arange(size) % len(images)])
-
-
 def _opened(records: str | os.PathLike):
     from ddl_plugin.data.records import Records
 

@@ -11,6 +11,8 @@ from ddl_plugin.cli import uninterrupted
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.graph import Checkpoint, embedding_of, load_symbol
 
+_PIECE = 4  # images; MXNet needs gigabytes for the activations of a deep network at batch 33
+
 
 class MXNetNetwork:
     """The embedding, and every operator's output, of a checkpoint; on the CPU.
@@ -29,14 +31,24 @@ class MXNetNetwork:
         ).get_internals()
         self._embedding = self._internals[embedding_of(load_symbol(files.symbol))]
         self._params = {
-            name.partition(":")[2]: array.astype("float32")
+            name.partition(":")[2]: array.as_in_context(mx.cpu()).astype("float32", copy=False)
             for name, array in mx.nd.load(str(files.params)).items()
         }
         self._executor, self._bound = None, None
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Embeddings float32 (n, D) of a batch float32 (n, 3, S, S)."""
+        """Embeddings float32 (n, D) of a batch float32 (n, 3, S, S).
+
+        In pieces, unless a node's output has lost the batch's axis: then an image's embedding may depend on the others.
+        """
+        if any(shape[:1] != batch.shape[:1] for shape in self.shapes(batch.shape).values()):
+            return self._embed(batch)
+        pieces = (batch[start : start + _PIECE] for start in range(0, len(batch), _PIECE))
+        return np.concatenate([self._embed(piece) for piece in pieces])
+
+    def _embed(self, batch: np.ndarray) -> np.ndarray:
         if batch.shape != self._bound:
+            self._executor = None  # its memory goes before another takes its own
             self._executor, self._bound = self._bind(self._embedding, batch), batch.shape
         return self._forward(self._executor, batch)[0]
 
@@ -60,9 +72,15 @@ class MXNetNetwork:
         return dict(zip(names, self._forward(self._bind(group, batch), batch), strict=True))
 
     def _bind(self, symbol, batch: np.ndarray):
-        executor = symbol.simple_bind(self._mx.cpu(), grad_req="null", data=batch.shape)
-        executor.copy_params_from(self._params, self._params, allow_extra_params=True)
-        return executor
+        """An executor on the parameters themselves: copies would take a large network's memory once more a batch."""
+        given = {**self._params, "data": self._mx.nd.zeros(batch.shape)}
+        arguments, states = symbol.list_arguments(), symbol.list_auxiliary_states()
+        return symbol.bind(
+            self._mx.cpu(),
+            args={name: given[name] for name in arguments},
+            aux_states={name: given[name] for name in states},
+            grad_req="null",
+        )
 
     def _forward(self, executor, batch: np.ndarray) -> list[np.ndarray]:
         return [value.asnumpy() for value in executor.forward(is_train=False, data=self._mx.nd.array(batch))]

@@ -105,7 +105,11 @@ def _compare(model: onnx.ModelProto, base: onnx.ModelProto) -> tuple[_Names, _Na
             "only one bears the node names by which insightface sees that it normalises its input"
         )
     for first, second in zip(a.initializer, b.initializer, strict=False):
-        if not values.agree(first.name, second.name) or _tensor_text(first) != _tensor_text(second):
+        if not values.agree(first.name, second.name):
+            raise _DepartsError(
+                f"initializer {first.name} against {second.name}: not in the same place of the same nodes' inputs"
+            )
+        if _tensor_text(first) != _tensor_text(second):
             raise _DepartsError(
                 f"initializer {first.name} {_tensor_text(first)} against {second.name} {_tensor_text(second)}"
             )

@@ -163,6 +163,29 @@ def test_a_reduced_model_that_fails_leaves_no_file_at_all(checkpoint, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_int8_beside_the_model(checkpoint, tmp_path, capsys):
+    from ddl_plugin.data.records import RecordWriter
+    from ddl_plugin.export.images import smooth_images
+
+    with RecordWriter(tmp_path / "faces") as writer:
+        for label, image in enumerate(smooth_images(12, 112)):
+            writer.add(image, label)
+    out, report = tmp_path / "out", tmp_path / "r.json"
+    arguments = ("--output", out / "m.onnx", "--int8", "--calibrate", tmp_path / "faces", "--json", report)
+    assert in_process(checkpoint, *arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["m.int8.onnx", "m.onnx"]
+    assert "m.int8.onnx: int8, " in capsys.readouterr().out
+    found = json.loads(report.read_text())["int8"]
+    assert found["calibration_images"] == 12
+    assert found["cosine"]["real"]["mean_cosine"] > 0.98  # the images that calibrate are the real ones
+    single, quantised = (onnx.load(out / name) for name in ("m.onnx", "m.int8.onnx"))
+    assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in quantised.graph.initializer)
+    assert quantised.metadata_props == single.metadata_props
+    written = (out / "m.int8.onnx").read_bytes()
+    assert in_process(checkpoint, *arguments) == 0
+    assert (out / "m.int8.onnx").read_bytes() == written
+
+
 def test_int8_without_what_it_needs_tells_the_remedy(checkpoint, tmp_path, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("onnxruntime.quantization")]:
         monkeypatch.delitem(sys.modules, name)

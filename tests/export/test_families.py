@@ -8,6 +8,10 @@ import pytest
 from export_cases import S, both_of
 from export_networks import random_params
 
+from ddl_plugin.evaluation.onnx_model import open_session
+from ddl_plugin.export.half import to_half
+from ddl_plugin.export.images import as_input, random_images
+from ddl_plugin.export.parity import difference
 from ddl_plugin.mxnet_setup import mx
 
 SIDE = 28  # two halvings to 7x7, as 112 has four
@@ -200,6 +204,33 @@ def test_bodies(body):
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
 def test_heads(head):
     require_equal(head(residual(pre_normalised)))
+
+
+def require_near_in_half(symbol, folder, kept_nodes=0):
+    """In half precision every layer's weights are float16, and the embeddings of both are near."""
+    single = both_of(symbol.tojson(), image_size=SIDE)[2]
+    images = random_images(4, SIDE) // 200  # these networks' pixels are 0..1
+    half, kept = to_half(single, images)
+    assert len(kept) == kept_nodes, kept
+    weights = {t.name: t.data_type for t in half.graph.initializer}
+    of_layers = {n.input[1] for n in half.graph.node if n.op_type in ("Conv", "Gemm", "BatchNormalization")}
+    assert {weights[name] for name in of_layers} == {onnx.TensorProto.FLOAT16}
+    found = []
+    for name, model in (("single", single), ("half", half)):
+        onnx.save(model, folder / f"{name}.onnx")
+        found.append(open_session(folder / f"{name}.onnx").run(None, {"data": as_input(images)})[0])
+    assert difference(*found)[1] > 0.999
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_bodies_in_half_precision(body, tmp_path):
+    require_near_in_half(HEADS["E"](body()), tmp_path)
+
+
+@pytest.mark.parametrize("head", HEADS.keys())
+def test_heads_in_half_precision(head, tmp_path):
+    large = head == "GNAP"  # squares, whose values come near half precision's largest
+    require_near_in_half(HEADS[head](residual(pre_normalised)), tmp_path, kept_nodes=int(large))
 
 
 def test_memonger_s_marks_change_nothing():

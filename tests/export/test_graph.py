@@ -187,7 +187,9 @@ def test_checkpoint_by_folder_under_another_name(tmp_path):
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["model", "model,", "model,x", ",3", "model,-1", "net.params", "net.json"])
+@pytest.mark.parametrize(
+    "text", ["", "model", "model,", "model,x", ",3", "model,-1", "net.params", "net.json"]
+)
 def test_checkpoint_of_another_form(text):
     with pytest.raises(UserError, match="expected PREFIX,EPOCH"):
         find_checkpoint(text)

@@ -7,7 +7,7 @@ from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.export.convert import convert
 from ddl_plugin.export.images import smooth_images
 from ddl_plugin.export.mxnet_network import MXNetNetwork
-from ddl_plugin.export.parity import compare_runtimes, difference
+from ddl_plugin.export.parity import _batches, compare_runtimes, difference
 from ddl_plugin.mxnet_setup import mx
 
 
@@ -77,6 +77,21 @@ def test_half_precision_checkpoints_are_compared_in_float32(save, tmp_path):
     arg, aux = random_params(symbol, 112)
     text = save(symbol, {n: a.astype("float16") if n.startswith("f_") else a for n, a in arg.items()}, aux)
     assert compare_runtimes(text, convert(text, tmp_path / "m.onnx"))["max_difference"] < 1e-4
+
+
+def test_large_batches_hold_every_kind_and_know_which_is_where():
+    sets = {
+        name: np.full((count, 8, 8, 3), value, np.uint8) for name, count, value in (("a", 33, 1), ("b", 2, 2))
+    }
+    sets["a"][5] = 9
+    batches = list(_batches(sets))
+    assert [(len(batch), list(places)) for batch, places in batches] == [
+        (1, ["a"]), (1, ["b"]), (4, ["a", "b"]), (33, ["a", "b"])
+    ]  # fmt: skip
+    batch, places = batches[-1]
+    assert batch.shape == (33, 3, 8, 8)
+    assert [int(image[0, 0, 0]) for image in batch[places["a"]]] == [1] * 5 + [9] + [1] * 11
+    assert [int(image[0, 0, 0]) for image in batch[places["b"]]] == [2] * 16
 
 
 def test_difference_of_known_vectors():

@@ -116,6 +116,16 @@ def test_names_that_do_not_map_one_to_one_are_another_graph(checkpoint):
     assert "bn0" in same_graph(shared, model)[0]
 
 
+def test_exchanged_inputs_are_another_graph_and_exchanged_values_are_weights(checkpoint):
+    base, wired, valued = (read_model(checkpoint) for _ in range(3))
+    norm = next(node for node in wired.graph.node if node.op_type == "BatchNormalization")
+    norm.input[1], norm.input[2] = norm.input[2], norm.input[1]
+    assert "not in the same place of the same nodes' inputs" in same_graph(wired, base)[0]
+    first, second = (t for t in valued.graph.initializer if t.name in norm.input[1:3])
+    first.raw_data, second.raw_data = second.raw_data, first.raw_data
+    assert same_graph(valued, base) == []
+
+
 def test_outer_names_must_be_the_same(checkpoint):
     model = read_model(checkpoint)
     other = renamed(model, {"data": "input"})
