@@ -3,7 +3,8 @@ of together 3,531 templates. Features of 512 values and lists are generated; no 
 
 Each part is a process of its own, which says its time and its peak memory. At a tenth of the size the same is done
 beside it by plain code: all features in memory, a loop over the templates, the pairs by blocks of 100,000,
-scikit-learn's roc_curve, all scores of the search sorted.
+scikit-learn's roc_curve, all scores of the search sorted. It gathers the features as InsightFace's ijb_onnx.py (1:1) and
+ijb_1n.py (1:N) do. Both have one thread there: with two, the times are those of other work on the machine.
 
     python benchmarks/ijb.py [--folder DIR]
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -144,7 +146,8 @@ def ours(folder: Path, protocol: str) -> None:
 def plain(folder: Path, protocol: str) -> None:
     lists = np.load(folder / "lists.npz")
     with timed("templates"):
-        numbers, features = plain_templates(folder, lists)
+        values = (plain_features if protocol == "11" else plain_search_features)(folder, lists["scores"])
+        numbers, features = plain_templates(values, lists["template"], lists["media"])
     if protocol == "11":
         pairs = np.load(folder / "pairs.npz")
         first, second, same = (pairs[name] for name in ("first", "second", "same"))
@@ -158,24 +161,43 @@ def plain(folder: Path, protocol: str) -> None:
     print("FIGURES", *(round(float(x), 6) for x in found))
 
 
-def plain_templates(folder: Path, lists: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings and mirrored ones side by side in one float64 array, as they are gathered; then the loop."""
-    from sklearn.preprocessing import normalize
-
-    template, media = lists["template"], lists["media"]
-    both = np.zeros((len(template), 2 * DIMENSION))
+def plain_features(folder: Path, scores: np.ndarray) -> np.ndarray:
+    """As ijb_onnx.py gathers them: embeddings and mirrored ones side by side in one float64 array."""
+    both = np.zeros((len(scores), 2 * DIMENSION))
     for i, name in enumerate(("images", "mirrored")):
         both[:, i * DIMENSION : (i + 1) * DIMENSION] = np.load(folder / f"{name}.npy", mmap_mode="r")
     values = both[:, :DIMENSION] + both[:, DIMENSION:]
-    values = values * lists["scores"][:, None]
+    return values * scores[:, None]
+
+
+def plain_search_features(folder: Path, scores: np.ndarray) -> np.ndarray:
+    """As ijb_1n.py does: a list of vectors made a float32 array, and the scores repeated to its width."""
+    both = []
+    for start in range(0, len(scores), 1000):
+        part = slice(start, start + 1000)
+        sides = [np.load(folder / f"{name}.npy", mmap_mode="r")[part] for name in ("images", "mirrored")]
+        both += list(np.concatenate(sides, axis=1))
+    both = np.array(both).astype(np.float32)
+    values = both[:, :DIMENSION] + both[:, DIMENSION:]
+    return values * np.tile(scores[:, None], (1, DIMENSION))
+
+
+def plain_templates(
+    values: np.ndarray, template: np.ndarray, media: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A loop over the templates, and one over the media of each."""
+    from sklearn.preprocessing import normalize
+
     numbers = np.unique(template)
     features = np.zeros((len(numbers), DIMENSION))
     for i, number in enumerate(numbers):
         (rows,) = np.where(template == number)
         own, own_media = values[rows], media[rows]
         parts = []
-        for medium in np.unique(own_media):
-            parts.append(np.mean(own[np.where(own_media == medium)[0]], axis=0, keepdims=True))
+        for medium, count in zip(*np.unique(own_media, return_counts=True), strict=True):
+            (of_medium,) = np.where(own_media == medium)
+            part = own[of_medium]
+            parts.append(part if count == 1 else np.mean(part, axis=0, keepdims=True))
         features[i] = np.sum(np.array(parts), axis=0)
     return numbers, normalize(features)
 
@@ -195,7 +217,10 @@ def plain_verification(features, numbers, first, second, same) -> list[float]:
 
 
 def plain_search(probes, gallery, probe_subjects, gallery_subjects) -> list[float]:
-    mates = [list(gallery_subjects).index(subject) for subject in probe_subjects]
+    mates = []
+    for subject in probe_subjects:
+        (mate,) = [i for i, other in enumerate(gallery_subjects) if other == subject]
+        mates.append(mate)
     scores = probes @ gallery.T
     order = np.argsort(-scores)
     ranks = [np.mean([mate in row[:k] for mate, row in zip(mates, order, strict=True)]) for k in (1, 5, 10)]
@@ -211,10 +236,11 @@ def plain_search(probes, gallery, probe_subjects, gallery_subjects) -> list[floa
 # -- the table ---------------------------------------------------------------------------------------------
 
 
-def run_part(*arguments: str) -> list[str]:
+def run_part(*arguments: str, threads: int = 2) -> list[str]:
     """The lines that a part printed."""
     command = [sys.executable, __file__, "--part", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    done = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{arguments}: {done.stderr[-800:]}")
     return done.stdout.splitlines()
@@ -246,7 +272,7 @@ def measure_all(folder: Path) -> None:
         runs = {who: [] for who in ("ours", "plain")}
         for _ in range(TURNS):
             for who, done in runs.items():
-                lines = run_part(who, str(tenth), protocol)
+                lines = run_part(who, str(tenth), protocol, threads=1)
                 figures = next(line for line in lines if line.startswith("FIGURES"))
                 parts = [row for row in rows_of(lines) if row[0] != "read the pairs"]
                 done.append((sum(row[1] for row in parts), parts[-1][2], figures))

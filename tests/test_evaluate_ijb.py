@@ -210,6 +210,15 @@ def test_wrong_options_are_one_line(tmp_path, root, model, capsys, options, mess
     assert message in line
 
 
+def test_outputs_that_cannot_be_are_told_before_the_work(tmp_path, root, model, capsys):
+    for option, path in (("--csv", root), ("--figures", root / "meta" / "ijbc_face_tid_mid.txt")):
+        assert run(tmp_path, root, model, options=[option, path], code=2) is None
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"error: {option}: expected")
+        assert captured.out == ""
+    assert not (tmp_path / "features").exists()
+
+
 def test_outputs_do_not_destroy_inputs(tmp_path, root, model, capsys):
     path = root / "meta" / "ijbc_face_tid_mid.txt"
     before = path.read_bytes()

@@ -102,6 +102,11 @@ def _ijb(options: Any) -> None:
     outputs = {
         "--json": options.json, "--csv": options.csv, "--features": options.features, "--report": report
     }  # fmt: skip
+    for option in ("--json", "--csv"):  # asked before hours of work
+        if outputs[option] and Path(outputs[option]).is_dir():
+            raise UserError(
+                f"{option}: expected the name of a file to write, got the folder {outputs[option]}"
+            )
     outputs.update({f"--figures ({path.name})": path for path in figures.values()})
     require_outputs_distinct(outputs, options.model, lists_read)
     problems = Problems(options.max_problems)
@@ -306,6 +311,8 @@ def _figure_paths(options: Any) -> dict[str, Path]:
         return {}
     from ddl_plugin.analysis.drawing import check_output
 
+    if options.figures.exists() and not options.figures.is_dir():
+        raise UserError(f"--figures: expected a folder, got the file {options.figures}")
     kinds = [
         kind
         for kind in _FIGURES

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from ddl_plugin.analysis.distributions import (
+    decidability,
     expectation_margin,
     histogram_intersection,
     nodes,
     soft_histogram,
 )
 from ddl_plugin.errors import UserError
+from ddl_plugin.evaluation.tally import Tally
 
 
 def naive_histogram(scores, bins, gamma):
@@ -78,6 +80,13 @@ def test_intersection_is_one_for_the_same_and_zero_for_distant_distributions():
 
 def test_margin_is_positive_minus_negative():
     assert expectation_margin([0.0, 0.2], [0.7, 0.9]) == pytest.approx(0.7)
+
+
+def test_decidability_is_the_margin_in_standard_deviations():
+    negatives, positives = np.array([0.0, 0.2, -0.2]), np.array([0.5, 0.7, 0.9, 0.9])
+    spread = np.sqrt((np.var(negatives) + np.var(positives)) / 2)
+    assert decidability(Tally(negatives), Tally(positives)) == pytest.approx(0.75 / spread)
+    assert decidability(Tally(np.zeros(1)), Tally(np.ones(1))) is None
 
 
 @pytest.mark.parametrize("statistic", [expectation_margin, histogram_intersection])

@@ -53,4 +53,6 @@ def test_landmarks_that_are_no_faces_are_told():
     good = np.array([[30, 50], [70, 50], [50, 70], [35, 90], [65, 90]], np.float32)
     nan, point, tiny = good.copy(), np.full((5, 2), 7, np.float32), good / 100
     nan[2, 1] = np.nan
-    assert usable(np.stack([good, nan, point, tiny])).tolist() == [True, False, False, False]
+    huge = good.copy()
+    huge[4, 0] = -1e30
+    assert usable(np.stack([good, nan, point, tiny, huge])).tolist() == [True, False, False, False, False]

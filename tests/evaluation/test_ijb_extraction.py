@@ -139,19 +139,25 @@ def test_an_interrupted_run_goes_on(made, tmp_path, calls):
     np.testing.assert_array_equal(work.read(0, len(images))[1], expected(made, images, mirrored=True))
 
 
-def test_a_row_that_was_cut_is_written_again(made, tmp_path):
+@pytest.mark.parametrize("stamps", [5, 20])
+def test_a_row_that_was_cut_is_written_again(made, tmp_path, stamps):
     kept = tmp_path / "kept"
     work, images = extraction(made, kept)
     work.run(Embedder(), Problems(), Bar())
-    for name, cut in (("images.npy", 4 * 147 * 11 + 13), ("mirrored.npy", 4 * 147 * 3)):
+    for name, cut in (
+        ("images.npy", 4 * 147 * 11 + 13),
+        ("mirrored.npy", 4 * 147 * 3),
+        ("stamps.npy", 16 * stamps),
+    ):
         path = work.folder / name
         os.truncate(path, path.stat().st_size - cut)
     work, _ = extraction(made, kept)
     bar = Bar()
     work.run(Embedder(), Problems(), bar)
-    assert bar.started[0] == len(images) - 12
+    assert bar.started[0] == len(images) - max(12, stamps)
     np.testing.assert_array_equal(work.read(0, len(images))[0], expected(made, images))
     np.testing.assert_array_equal(work.read(0, len(images))[1], expected(made, images, mirrored=True))
+    extraction(made, tmp_path / "kept")[0].run(Embedder(most=0), Problems(), Bar())
 
 
 def test_a_killed_process_leaves_what_it_has_done(made, tmp_path):
@@ -277,13 +283,45 @@ def test_too_many_end_the_work_at_once_and_mended_ones_are_tried_again(made, tmp
     work, _ = extraction(made, tmp_path / "kept")
     embedder, problems = Embedder(), Problems(0.0)
     assert work.run(embedder, problems, Bar()).all()
-    assert embedder.calls == 8  # the four, and their mirror images
+    assert embedder.calls == 2  # the four, and their mirror images
     assert problems.found == []
     work, _ = extraction(made, tmp_path / "kept")
     assert work.run(Embedder(most=0), problems, Bar()).all()
     assert problems.found == []
     np.testing.assert_array_equal(work.read(0, len(images))[0], expected(made, images))
     np.testing.assert_array_equal(work.read(0, len(images))[1], expected(made, images, mirrored=True))
+
+
+def test_images_that_were_replaced_are_embedded_again(made, tmp_path):
+    work, images = extraction(made, tmp_path / "kept", flip=False)
+    work.run(Embedder(), Problems(), Bar())
+    before = expected(made, images)
+    extraction(made, tmp_path / "kept")[0].run(Embedder(), Problems(), Bar())
+    folder = find_layout(made, "IJBC").images
+    for row in (0, 8, 9):
+        (folder / images.name(row)).write_bytes((folder / images.name(30)).read_bytes())
+    os.utime(folder / images.name(12), ns=(1, 1))  # the same size
+    (folder / images.name(3)).write_bytes(b"no image")
+    (folder / images.name(4)).unlink()  # what was made of it is kept
+    work, _ = extraction(made, tmp_path / "kept")
+    embedder, problems, bar = Embedder(), Problems(1.0), Bar()
+    assert np.flatnonzero(~work.run(embedder, problems, bar)).tolist() == [3]
+    assert (bar.started, bar.steps, bar.closed) == ((0, 5), 5, True)
+    assert embedder.calls == 2
+    assert counts(problems) == {"images that cannot be decoded": (1, (images.name(3),))}
+    cv2.imwrite(str(folder / images.name(4)), np.zeros((140, 136, 3), np.uint8))
+    extraction(made, tmp_path / "kept")[0].run(Embedder(), Problems(1.0), Bar())
+    for mirrored in (False, True):
+        rows = [row for row in range(len(images)) if row != 3]
+        (folder / images.name(3)).write_bytes((folder / images.name(2)).read_bytes())
+        now, kept = expected(made, images, mirrored), work.read(0, len(images))[mirrored]
+        np.testing.assert_array_equal(kept[rows], now[rows])
+        assert np.isnan(kept[3]).all()
+    assert (before[[0, 8, 9]] != expected(made, images)[[0, 8, 9]]).any(axis=1).all()
+    extraction(made, tmp_path / "kept")[0].run(Embedder(), Problems(), Bar())
+    work, _ = extraction(made, tmp_path / "kept")
+    assert work.run(Embedder(most=0), Problems(0.0), Bar()).all()
+    np.testing.assert_array_equal(work.read(0, len(images))[0], expected(made, images))
 
 
 def test_a_note_of_a_row_that_was_not_written_any_more(made, tmp_path):
@@ -294,6 +332,17 @@ def test_a_note_of_a_row_that_was_not_written_any_more(made, tmp_path):
     assert work.run(Embedder(), problems, Bar()).all()
     assert problems.found == []
     np.testing.assert_array_equal(work.read(0, len(images))[0], expected(made, images))
+
+
+def test_what_is_complete_is_only_read(made, tmp_path):
+    layout, images = lists(made)
+    (layout.images / images.name(2)).unlink()
+    work, _ = extraction(made, tmp_path / "kept")
+    work.run(Embedder(), Problems(1.0), Bar())
+    before = {path: path.stat().st_mtime_ns for path in (work.folder, *work.folder.iterdir())}
+    again, _ = extraction(made, tmp_path / "kept")
+    assert np.flatnonzero(~again.run(Embedder(most=0), Problems(1.0), Bar())).tolist() == [2]
+    assert {path: path.stat().st_mtime_ns for path in (work.folder, *work.folder.iterdir())} == before
 
 
 def test_one_process_at_a_time(made, tmp_path):

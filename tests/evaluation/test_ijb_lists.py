@@ -51,8 +51,10 @@ def test_every_missing_file_is_named_that_is_needed(tmp_path):
         find_layout(tmp_path, "IJBC", ("1n",))
     (tmp_path / "meta" / "ijbc_template_pair_label.txt").write_text("")
     assert find_layout(tmp_path, "IJBC", ("11",))
-    with pytest.raises(UserError, match="IJBB"):
+    with pytest.raises(UserError, match=r"IJBB files .*no .*ijbb_face_tid_mid\.txt"):
         find_layout(tmp_path, "IJBB")
+    with pytest.raises(UserError, match=r"got neither .*nowhere/meta nor .*nowhere/IJBC/meta$"):
+        find_layout(tmp_path / "nowhere", "IJBC")
 
 
 # -- images ----------------------------------------------------------------------------------------------
@@ -109,6 +111,18 @@ def test_repeated_lines_are_counted_and_kept(tmp_path):
         "repeated lines in ijbc_face_tid_mid.txt": (1, len(made.media)),
     }
     assert made.media[5].split()[0] in noted.found[1].first
+
+
+@pytest.mark.parametrize("score", ["-0.01", "1.01", "998"])
+def test_scores_of_the_detector_that_are_no_shares_are_counted_and_used(tmp_path, score):
+    made = small_set()
+    for line, value in ((7, score), (8, "0"), (9, "1")):
+        made.landmarks[line] = " ".join([*made.landmarks[line].split()[:-1], value])
+    noted = problems()
+    found = images(tmp_path, made, noted)
+    assert kinds(noted) == {"images with a detector's score outside 0..1": (1, len(made.media))}
+    assert noted.found[0].first == (made.landmarks[7].split()[0],)
+    assert np.float32(score) in found.scores
 
 
 @pytest.mark.parametrize("field", ["nan", "inf", "-", "x"])

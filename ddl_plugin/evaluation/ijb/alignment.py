@@ -14,13 +14,14 @@ _PLACES = np.array(
 )
 
 _SMALLEST = 1.0  # pixels: landmarks that all lie closer together are no face
+_FARTHEST = 1e6  # pixels: no picture is so large
 
 
 def usable(landmarks: np.ndarray) -> np.ndarray:
-    """Which landmarks (n, 5, 2) can be aligned: finite, and not all in one place. bool (n,)."""
+    """Which landmarks (n, 5, 2) can be aligned: places in a picture, and not all the same one. bool (n,)."""
     with np.errstate(invalid="ignore"):
         spread = (landmarks.max(axis=1) - landmarks.min(axis=1)).max(axis=1)
-        return np.isfinite(landmarks).all(axis=(1, 2)) & (spread >= _SMALLEST)
+        return (np.abs(landmarks) <= _FARTHEST).all(axis=(1, 2)) & (spread >= _SMALLEST)
 
 
 def similarity(landmarks: np.ndarray) -> np.ndarray:

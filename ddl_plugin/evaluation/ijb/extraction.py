@@ -2,7 +2,8 @@
 
 Two files a model, of the images and of their mirror images, each a .npy (N, D) float32 that grows row by row: what
 it is short of its full length has still to be made. A row of NaN is an image that has no embedding, and a line in
-the list of notes beside them says why.
+the list of notes beside them says why. A third file has the size and the time of change of each image's file as it
+was read: an image that was replaced is embedded again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ _NO_LANDMARKS = "no landmarks"  # counted where the lists are read
 _LEFT_OUT = "left out of their templates"
 _EFFECTS = {_MISSING: _LEFT_OUT, _UNREADABLE: _LEFT_OUT, _NOT_FINITE: _LEFT_OUT, _OUTSIDE: "used as they are"}
 _MENDABLE = (_MISSING, _UNREADABLE)  # tried again each time
+_NO_FILE = (-1, -1)  # the stamp of an image without a file
+_LOOKED_AT = 4096  # stamps at a time
 
 
 class Extraction:
@@ -75,6 +79,7 @@ class Extraction:
         self._made_from = made_from
         names = (_PLAIN, _MIRRORED) if flip else (_PLAIN,)
         self._files = [Rows(self.folder / f"{name}.npy", len(images)) for name in names]
+        self._stamps = Rows(self.folder / "stamps.npy", len(images), np.int64)
         self._notes = _Notes(self.folder / "notes.txt")
 
     def run(self, embed: Embed, problems: Problems, progress: Progress) -> np.ndarray:
@@ -85,16 +90,16 @@ class Extraction:
         lock = self._prepare()
         try:
             counter = _Counter(problems.limit, len(self._images))
-            for file in self._files:
+            for file in (*self._files, self._stamps):
                 file.open()
             self._notes.open()
-            self._retry(embed)
+            self._retry(embed, progress)
             for row, kind in self._notes.items():
                 counter.add(kind, self._images.name(row))
             self._go_on(embed, counter, progress)
             return self._usable(problems)
         finally:
-            for file in self._files:
+            for file in (*self._files, self._stamps):
                 file.close()
             self._notes.close()
             os.close(lock)
@@ -112,7 +117,9 @@ class Extraction:
     def _prepare(self) -> int:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / "made_from.json", json.dumps(self._made_from, indent=2) + "\n")
+            about = self.folder / "made_from.json"
+            if not about.exists():  # a complete folder may be one that cannot be written
+                write_text(about, json.dumps(self._made_from, indent=2) + "\n")
             handle = os.open(self.folder, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -129,20 +136,23 @@ class Extraction:
 
     def _go_on(self, embed: Embed, counter: _Counter, progress: Progress) -> None:
         total = len(self._images)
-        start = min(file.done for file in self._files)
+        start = min(file.done for file in (*self._files, self._stamps))
         if start == total:
             return
         bar = progress(start, total)
         try:
-            for rows, faces, noted in self._decoded_ahead(start):
+            for rows, faces, noted, stamps in self._decoded_ahead(start):
                 outputs = [
-                    self._embedded(embed, file, rows, faces, noted, mirrored=name > 0)
+                    None
+                    if file.done >= rows.stop
+                    else self._embedded(embed, rows, faces, noted, mirrored=name > 0)
                     for name, file in enumerate(self._files)
                 ]
                 new = [row for row in noted if row not in self._notes]
                 for row in new:
                     counter.add(noted[row], self._images.name(row))
                 self._notes.write({row: noted[row] for row in new})
+                self._stamps.append(stamps[max(self._stamps.done - rows.start, 0) :])
                 for file, values in zip(self._files, outputs, strict=True):
                     if values is not None:
                         file.append(values[max(file.done - rows.start, 0) :])
@@ -151,11 +161,9 @@ class Extraction:
             bar.close()
 
     def _embedded(
-        self, embed: Embed, file: Rows, rows: range, faces: np.ndarray, noted: dict[int, str], mirrored: bool
-    ) -> np.ndarray | None:
-        """float32 (n, D), NaN for images that have none; None where the file has these rows."""
-        if file.done >= rows.stop:
-            return None
+        self, embed: Embed, rows: Sequence[int], faces: np.ndarray, noted: dict[int, str], mirrored: bool
+    ) -> np.ndarray:
+        """float32 (n, D), NaN for images that have none; `noted` grows."""
         values = _filled(embed, faces[:, :, ::-1] if mirrored else faces, self._batch)
         for i, row in enumerate(rows):
             if noted.get(row) not in (None, _OUTSIDE):
@@ -165,8 +173,8 @@ class Extraction:
                 values[i] = np.nan
         return values
 
-    def _decoded_ahead(self, start: int) -> Iterator[tuple[range, np.ndarray, dict[int, str]]]:
-        """(rows, their faces, what is wrong with some) of one batch after the other, decoded by threads."""
+    def _decoded_ahead(self, start: int) -> Iterator[tuple[range, np.ndarray, dict[int, str], np.ndarray]]:
+        """(rows, and what `_load_all` gives) of one batch after the other, decoded by threads."""
         batches = deque()
         with ThreadPoolExecutor(self._workers, "ijb") as pool:
             try:
@@ -183,30 +191,37 @@ class Extraction:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     @staticmethod
-    def _joined(rows: range, parts: list) -> tuple[range, np.ndarray, dict[int, str]]:
-        results = [part.result() for part in parts]
-        noted = {row: kind for _, some in results for row, kind in some.items()}
-        return rows, np.concatenate([faces for faces, _ in results]), noted
+    def _joined(rows: range, parts: list) -> tuple[range, np.ndarray, dict[int, str], np.ndarray]:
+        faces, noted, stamps = zip(*(part.result() for part in parts), strict=True)
+        together = {row: kind for some in noted for row, kind in some.items()}
+        return rows, np.concatenate(faces), together, np.concatenate(stamps)
 
-    def _load_all(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[int, str]]:
+    def _load_all(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[int, str], np.ndarray]:
+        """(faces, black where there is none; what is wrong with some; stamps of the files)."""
         faces = np.zeros((len(rows), alignment.SIDE, alignment.SIDE, 3), np.uint8)
-        noted = {}
+        noted, stamps = {}, self._stamps_of(rows)  # before they are read: what changes then is noticed
         for i, row in enumerate(rows):
             face, kind = self._load(row)
             if face is not None:
                 faces[i] = face
             if kind is not None:
                 noted[row] = kind
-        return faces, noted
+        return faces, noted, stamps
+
+    def _path(self, row: int) -> Path:
+        return self._folder / os.fsdecode(self._images.names[row])
+
+    def _stamps_of(self, rows: Sequence[int]) -> np.ndarray:
+        """Size and time of change of the images' files: int64 (n, 2)."""
+        return np.array([_stamp(self._path(row)) for row in rows], np.int64).reshape(-1, 2)
 
     def _load(self, row: int) -> tuple[np.ndarray | None, str | None]:
         """(the aligned face or None, what is wrong or None)."""
         points = self._images.landmarks[row]
         if not alignment.usable(points[None])[0] or not np.isfinite(self._images.scores[row]):
             return None, _NO_LANDMARKS
-        path = self._folder / os.fsdecode(self._images.names[row])
         try:
-            data = np.fromfile(path, np.uint8)
+            data = np.fromfile(self._path(row), np.uint8)
         except OSError:
             return None, _MISSING
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
@@ -218,23 +233,38 @@ class Extraction:
         inside = (points >= -slack).all() and (points <= sides - 1 + slack).all()
         return face, None if inside else _OUTSIDE
 
-    def _retry(self, embed: Embed) -> None:
-        """Images that could not be read the last time, and can be now."""
-        for row, kind in list(self._notes.items()):
-            if kind not in _MENDABLE:
-                continue
-            face, now = self._load(row)
-            if now == kind:
-                continue
-            if face is not None:
-                for name, file in enumerate(self._files):
-                    if row < file.done:
-                        turned = face[None, :, ::-1] if name else face[None]
-                        values = _filled(embed, turned, self._batch)
-                        if not np.isfinite(values).all():
-                            values[:], now = np.nan, _NOT_FINITE
-                        file.replace(row, values)
-            self._notes.change(row, now)
+    def _retry(self, embed: Embed, progress: Progress) -> None:
+        """Images that were replaced since, and those that could not be read the last time."""
+        rows = sorted({*self._changed(), *(row for row, kind in self._notes.items() if kind in _MENDABLE)})
+        if not rows:
+            return
+        bar = progress(0, len(rows))
+        try:
+            for first in range(0, len(rows), self._batch):
+                part = rows[first : first + self._batch]
+                self._embed_again(embed, part)
+                bar.update(len(part))
+        finally:
+            bar.close()
+
+    def _embed_again(self, embed: Embed, rows: list[int]) -> None:
+        faces, noted, stamps = self._load_all(rows)
+        if any(noted.get(row) not in _MENDABLE for row in rows):
+            for name, file in enumerate(self._files):
+                values = self._embedded(embed, rows, faces, noted, mirrored=name > 0)
+                file.replace(rows, values)
+        for row in rows:
+            self._notes.change(row, noted.get(row))
+        self._stamps.replace(rows, stamps)  # last: it says that all else is done
+
+    def _changed(self) -> Iterator[int]:
+        """Rows made of a file that is another one now. Without a file, what was made of it is kept."""
+        for start in range(0, self._stamps.done, _LOOKED_AT):
+            rows = range(start, min(start + _LOOKED_AT, self._stamps.done))
+            now, then = self._stamps_of(rows), self._stamps.read(rows.start, rows.stop)
+            yield from (
+                start + np.flatnonzero((now != then).any(axis=1) & (now != _NO_FILE).all(axis=1))
+            ).tolist()
 
     def _usable(self, problems: Problems) -> np.ndarray:
         usable = np.ones(len(self._images), bool)
@@ -254,6 +284,25 @@ def _filled(embed: Embed, faces: np.ndarray, batch: int) -> np.ndarray:
     count = len(faces)
     full = np.ascontiguousarray(faces[np.arange(batch) % count] if count < batch else faces)
     return np.array(embed(full)[:count], np.float32)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); what is done is kept: make room and run it again, "
+            "or use another folder with --features"
+        ) from error
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except OSError:
+        return _NO_FILE
+    return about.st_size, about.st_mtime_ns
 
 
 class _Counter:
@@ -280,10 +329,10 @@ class _Counter:
 
 
 class Rows:
-    """A .npy (count, D) float32 written from the first row to the last."""
+    """A .npy (count, D) written from the first row to the last."""
 
-    def __init__(self, path: Path, count: int):
-        self._path, self._count = path, count
+    def __init__(self, path: Path, count: int, kind: type = np.float32):
+        self._path, self._count, self._kind = path, count, np.dtype(kind)
         self._file: int | None = None
         self._start = self._dimension = 0
         self.done = 0
@@ -296,7 +345,7 @@ class Rows:
             with self._path.open("rb") as file:
                 version = np.lib.format.read_magic(file)
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-                sound = version == (1, 0) and not fortran and dtype == np.float32
+                sound = version == (1, 0) and not fortran and dtype == self._kind
                 self._start = file.tell()
         except (OSError, ValueError):
             sound = False
@@ -304,46 +353,51 @@ class Rows:
             self._path.unlink()
             return
         self._dimension = shape[1]
-        self._file = os.open(self._path, os.O_RDWR)
-        self.done = min((self._path.stat().st_size - self._start) // (4 * self._dimension), self._count)
+        self.done = min((self._path.stat().st_size - self._start) // self._width, self._count)
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a row."""
+        return self._kind.itemsize * self._dimension
 
     def append(self, values: np.ndarray) -> None:
         if not len(values):
             return
-        try:
-            if self._file is None:
+        with _writing(self._path):
+            if not self._dimension:
                 self._create(values.shape[1])
             self._write(self.done, values)
-        except OSError as error:
-            raise UserError(
-                f"{self._path}: cannot be written ({error.strerror or error}); what is done is kept: make room "
-                "and run it again"
-            ) from error
         self.done += len(values)
 
-    def replace(self, row: int, values: np.ndarray) -> None:
-        self._write(row, values)
+    def replace(self, rows: Sequence[int], values: np.ndarray) -> None:
+        """Write those of the rows again that have been written and differ."""
+        for row, value in zip(rows, values, strict=True):
+            if row < self.done and self.read(row, row + 1).tobytes() != value.tobytes():
+                with _writing(self._path):
+                    self._write(row, value)
 
     def _create(self, dimension: int) -> None:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, dimension)}
+        header = {"descr": self._kind.str, "fortran_order": False, "shape": (self._count, dimension)}
         with self._path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             self._start = file.tell()
         self._dimension = dimension
-        self._file = os.open(self._path, os.O_RDWR)
 
     def _write(self, row: int, values: np.ndarray) -> None:
-        data = np.ascontiguousarray(values, np.float32).tobytes()
-        at = self._start + row * self._dimension * 4
+        data = np.ascontiguousarray(values, self._kind).tobytes()
+        at = self._start + row * self._width
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDWR)
         if os.pwrite(self._file, data, at) < len(data):
             raise OSError(28, "No space left on device")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         # Read, not mapped: what a map has touched counts as memory of the process until it is closed.
-        with reading(self._path), self._path.open("rb") as file:
-            file.seek(self._start + start * self._dimension * 4)
-            values = np.fromfile(file, np.float32, (stop - start) * self._dimension)
-        return values.reshape(stop - start, self._dimension)
+        values = np.empty((stop - start, self._dimension), self._kind)
+        with reading(self._path), self._path.open("rb", buffering=0) as file:
+            file.seek(self._start + start * self._width)
+            file.readinto(values)
+        return values
 
     def close(self) -> None:
         if self._file is not None:
@@ -362,13 +416,14 @@ class _Notes:
     def open(self) -> None:
         if self._path.exists():
             # A line that was being written when the process ended has no end.
-            lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-            for line in lines:
+            given = self._path.read_text(encoding="utf-8", errors="replace")
+            for line in given.split("\n")[:-1]:
                 row, _, kind = line.partition(" ")
                 self._kinds[int(row)] = kind
             self._kinds = {row: kind for row, kind in self._kinds.items() if kind}
-            write_text(self._path, "".join(f"{row} {kind}\n" for row, kind in self._kinds.items()))
-        self._file = self._path.open("a", encoding="utf-8")
+            text = "".join(f"{row} {kind}\n" for row, kind in self._kinds.items())
+            if text != given:
+                write_text(self._path, text)
 
     def items(self) -> Iterable[tuple[int, str]]:
         return self._kinds.items()
@@ -377,12 +432,18 @@ class _Notes:
         return row in self._kinds
 
     def write(self, kinds: dict[int, str]) -> None:
-        for row, kind in kinds.items():
-            self._kinds[row] = kind
-            self._file.write(f"{row} {kind}\n")
-        self._file.flush()
+        self._kinds.update(kinds)
+        if not kinds:
+            return
+        with _writing(self._path):
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8")
+            self._file.write("".join(f"{row} {kind}\n" for row, kind in kinds.items()))
+            self._file.flush()
 
     def change(self, row: int, kind: str | None) -> None:
+        if kind == self._kinds.get(row):
+            return
         self.write({row: kind or ""})
         if kind is None:
             del self._kinds[row]

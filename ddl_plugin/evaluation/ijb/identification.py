@@ -23,7 +23,7 @@ FPIRS = (0.01, 0.1)
 RANKS = (1, 5, 10)
 LONGEST = 50  # ranks of a curve
 
-_BLOCK_VALUES = 1 << 21  # float64 values of one block: 16 MiB
+_BLOCK_VALUES = 1 << 18  # float64 values of one block: 2 MiB stay in the caches
 _NEVER = -3.0  # below NO_SCORE
 
 
@@ -61,7 +61,7 @@ def search(templates: Templates, probes: Members, galleries: Sequence[Members]) 
     column = np.where(subjects[order[at]] == probes.subjects, order[at], -1)
 
     known = np.append(templates.known, False)
-    gallery_features = templates.features[rows] * known[rows][:, None]
+    gallery_features = templates.features[rows]
     unknown = ~known[rows]
     most = max(math.ceil(len(probes) * fpir) for fpir in FPIRS)
     parts = [_Part(np.ones(len(numbers), bool), column, most)]

@@ -35,6 +35,11 @@ def find_layout(root: str | os.PathLike, target: str, protocols: Collection[str]
     root = Path(root)
     folder = root if (root / "meta").is_dir() else root / target
     meta, name = folder / "meta", target.lower()
+    if not meta.is_dir():
+        raise UserError(
+            f"--root {root}: expected the folder with {target}'s loose_crop/ and meta/, or the one that holds it as "
+            f"{target}/, got neither {root / 'meta'} nor {meta}"
+        )
     layout = Layout(
         target,
         folder / "loose_crop",

@@ -110,6 +110,11 @@ def read_images(layout: Layout, problems: Problems) -> Images:
         "images without usable landmarks and score", len(wrong), len(images),
         map(images.name, wrong), "left out of their templates",
     )  # fmt: skip
+    beyond = np.flatnonzero((images.scores < 0) | (images.scores > 1))
+    problems.add(
+        "images with a detector's score outside 0..1", len(beyond), len(images),
+        map(images.name, beyond), "used as they are",
+    )  # fmt: skip
     return images
 
 

@@ -60,6 +60,11 @@ def read_lists(layout: Layout, protocols: Collection[str], problems: Problems) -
             read_members(path, path.stem.rsplit("_", 1)[1], numbers, problems) for path in layout.galleries
         )
         probes = read_members(layout.probes, "mixed", numbers, problems)
+        shared = np.intersect1d(*(gallery.templates for gallery in galleries))
+        problems.add(
+            "templates in both galleries", len(shared), sum(map(len, galleries)), shared,
+            "searched in each, once where both are one",
+        )  # fmt: skip
         everyone = np.concatenate([gallery.subjects for gallery in galleries])
         strangers = np.flatnonzero(~np.isin(probes.subjects, everyone))
         problems.add(
@@ -107,10 +112,10 @@ def verify(templates: Templates, lists: Lists, face: Face | None = None) -> tupl
     """1:1: TAR at FAR in both conventions and the distributions of the scores."""
     pairs = lists.pairs
     scores = verification.pair_scores(templates, pairs)
-    curve = verification.corners(scores, pairs.same)
-    nearest = verification.nearest(curve)
     # Sorted, so that sums over them do not depend on the order of the list.
     positives, negatives = np.sort(scores[pairs.same]), np.sort(scores[~pairs.same])
+    curve = verification.corners(negatives, positives)
+    nearest = verification.nearest(curve)
     tar, obtained, threshold = tar_at_far(negatives, positives, np.array([*verification.FARS, _SHOWN_FAR]))
     at_most = [
         {"far": far, "obtained_far": float(o), "tar": float(t), "threshold": float(c)}

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddl_plugin.evaluation.ijb.lists import Images
 
-_CHUNK_VALUES = 1 << 20  # float64 values of the images worked on at a time: 8 MiB
+_CHUNK_VALUES = 1 << 17  # float64 values of the images worked on at a time: 1 MiB stays in the caches
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def build_templates(images: Images, read: Read, usable: np.ndarray, weighting: W
     A template is the sum over its media of the mean over a medium's images, divided by its length. Images that
     are not usable (bool (N,)) are left out; a template without any other has no feature.
     """
-    numbers, rows = np.unique(images.templates, return_inverse=True)
+    new = np.append(True, images.templates[1:] != images.templates[:-1])  # they ascend
+    numbers, rows = images.templates[new], np.cumsum(new) - 1
     share = _shares(images, usable)
     if weighting.detector_score:
         share *= np.where(usable, images.scores, 0).astype(np.float64)
@@ -56,10 +57,12 @@ def build_templates(images: Images, read: Read, usable: np.ndarray, weighting: W
             features = np.zeros((len(numbers), values.shape[1]))
             step = max(1, _CHUNK_VALUES // values.shape[1])
         part = rows[start:stop]
-        bounds = [*np.flatnonzero(np.diff(part, prepend=-1)).tolist(), len(part)]
+        firsts = np.append(0, np.flatnonzero(part[1:] != part[:-1]) + 1)
+        bounds = itertools.pairwise([*firsts.tolist(), len(part)])
+        weights = share[start:stop]
         # Ten times as fast as np.add.reduceat over the rows.
-        for first, last in itertools.pairwise(bounds):
-            features[part[first]] += share[start + first : start + last] @ values[first:last]
+        for row, (first, last) in zip(part[firsts].tolist(), bounds, strict=True):
+            features[row] += weights[first:last] @ values[first:last]
         start = stop
     lengths = np.sqrt(np.einsum("td,td->t", features, features))
     known = lengths > 0
@@ -80,9 +83,7 @@ def _features(
     embeddings: tuple[np.ndarray, np.ndarray | None], usable: np.ndarray, weighting: Weighting
 ) -> np.ndarray:
     plain, mirrored = embeddings
-    values = plain.astype(np.float64)
-    if weighting.flip:
-        values += mirrored
+    values = np.add(plain, mirrored, dtype=np.float64) if weighting.flip else plain.astype(np.float64)
     values[~usable] = 0
     if not weighting.norm_score:
         lengths = np.sqrt(np.einsum("nd,nd->n", values, values))

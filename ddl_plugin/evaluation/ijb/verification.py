@@ -82,24 +82,25 @@ def _one_by_one(scores, features, pairs) -> None:
         scores[part] = np.einsum("nd,nd->n", first, second)
 
 
-def corners(scores: np.ndarray, same: np.ndarray) -> Curve:
-    """The ROC as scikit-learn's roc_curve gives it: points between equal steps are left out.
+def corners(negatives: np.ndarray, positives: np.ndarray) -> Curve:
+    """The ROC of scores, both kinds ascending, as scikit-learn's roc_curve gives it: points between equal steps are
+    left out.
 
     One point for each distinct score, which accepts all scores as high or higher, after one that accepts none.
     The first, the last, and those where the step to the next point (pairs of either kind) differs from the step
     before it are kept.
     """
-    positives = np.sort(scores[same])[::-1]
-    if not 0 < len(positives) < len(scores):
+    if not (len(positives) and len(negatives)):
         raise UserError(
             f"pairs: expected some of the same and some of different subjects, got {len(positives):,} of the "
-            f"same among {len(scores):,}"
+            f"same among {len(negatives) + len(positives):,}"
         )
-    ordered = np.sort(scores)
+    ordered = np.concatenate((negatives, positives))
+    ordered.sort(kind="stable")  # merges the two
     # Where a run of equal scores begins, seen from above: the number of scores as high or higher.
     runs = np.flatnonzero(ordered[1:] != ordered[:-1])
     distinct = np.append(ordered[:1], ordered[runs + 1])  # ascending
-    accepted = (len(scores) - np.append(0, runs + 1))[::-1]
+    accepted = (len(ordered) - np.append(0, runs + 1))[::-1]
     del ordered, runs
     # Positives accepted by each distinct score, from the highest on: a running sum of few steps.
     values, counts = np.unique(positives, return_counts=True)
