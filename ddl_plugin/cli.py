@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +45,18 @@ def run(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def dispatch(
+    arguments: Sequence[str] | None, prog: str, description: str, commands: Iterable[Any], metavar: str
+) -> None:
+    """Carry out the one of `commands` that `arguments` name: modules with add(subparsers), which sets `command`."""
+    parser = Parser(prog, description=description)
+    subparsers = parser.add_subparsers(title="commands", metavar=metavar, required=True)
+    for command in commands:
+        command.add(subparsers)
+    options = parser.parse_args(arguments)
+    options.command(options)
 
 
 def exiting(function: Callable[..., Any]) -> Callable[..., Any]:

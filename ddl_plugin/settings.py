@@ -43,7 +43,7 @@ def require(holds: bool, key: str, value: object, expected: str) -> None:
         raise UserError(f"{key}: expected {expected}, got {value!r}")
 
 
-def _number(key: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
+def require_number(key: str, value: Any, low: float, high: float = math.inf, *, above: bool = False) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
     good = good and abs(value) <= sys.float_info.max  # not NaN, not infinite, no int beyond floats
     good = good and (value > low if above else value >= low) and value <= high
@@ -51,7 +51,7 @@ def _number(key: str, value: Any, low: float, high: float = math.inf, *, above: 
     require(good, key, value, f"a number {bounds}")
 
 
-def _whole(key: str, value: Any, low: int) -> None:
+def require_whole(key: str, value: Any, low: int) -> None:
     good = isinstance(value, int) and not isinstance(value, bool) and value >= low
     require(good, key, value, f"a whole number >= {low}")
 
@@ -243,7 +243,7 @@ class GroupSettings:
             _text(f"{where}: {self.name}: easy", self.easy, "a rule such as 'abs(yaw) < 10', or None")
         for name in _WEIGHTS:
             if getattr(self, name) is not None:
-                _number(f"{where}: {self.name}: {name}", getattr(self, name), 0.0)
+                require_number(f"{where}: {self.name}: {name}", getattr(self, name), 0.0)
 
     @classmethod
     def parse(cls, value: Any) -> GroupSettings:
@@ -265,8 +265,8 @@ class OnlineSettings:
     repeat: bool = False  # identities with fewer images repeat them; False: they are refused
 
     def __post_init__(self) -> None:
-        _whole("ddl.online.identities", self.identities, 2)
-        _whole("ddl.online.images", self.images, 4)
+        require_whole("ddl.online.identities", self.identities, 2)
+        require_whole("ddl.online.images", self.images, 4)
         require(self.images % 2 == 0, "ddl.online.images", self.images, "an even number")
         _flag("ddl.online.repeat", self.repeat)
 
@@ -296,16 +296,16 @@ class DDLSettings:
     online: OnlineSettings | None = None  # hard samples by their loss, in the place of hard (supplement 6)
 
     def __post_init__(self) -> None:
-        _whole("ddl.b", self.b, 2)
+        require_whole("ddl.b", self.b, 2)
         _flag("ddl.mixture", self.mixture)
         self._resolve_hard()
         if self.easy is not None:
             _text("ddl.easy", self.easy, "a rule such as 'abs(yaw) < 10', or None for every record")
         for name in _WEIGHTS:
-            _number(f"ddl.{name}", getattr(self, name), 0.0)
-        _whole("ddl.bins", self.bins, 2)
+            require_number(f"ddl.{name}", getattr(self, name), 0.0)
+        require_whole("ddl.bins", self.bins, 2)
         require(self.bins <= 10_000, "ddl.bins", self.bins, "10000 nodes at most")
-        _number("ddl.gamma", self.gamma, 0.0, 1e5, above=True)
+        require_number("ddl.gamma", self.gamma, 0.0, 1e5, above=True)
         _choice("ddl.distance", self.distance, DISTANCES)
         _choice("ddl.neg_mining", self.neg_mining, NEG_MINING)
         require(
@@ -419,7 +419,7 @@ class IdentificationSettings:
         _text("identification.rec", self.rec, "a .rec file, by path or by its name in dataset_path")
         if self.protocol is not None:
             _text("identification.protocol", self.protocol, "a CSV file of record, role[, condition]")
-        _whole("identification.probes", self.probes, 1)
+        require_whole("identification.probes", self.probes, 1)
         sizes = (self.sizes,) if isinstance(self.sizes, (str, int)) else self.sizes
         require(
             isinstance(sizes, (tuple, list)), "identification.sizes", sizes, "a list such as ['full', 24]"
@@ -500,18 +500,18 @@ class RunSettings:
             ("seed", 0),
             ("verbose", 0),
         ):
-            _whole(name, getattr(self, name), low)
+            require_whole(name, getattr(self, name), low)
         for name in ("emb_size", "per_batch_size"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
+                require_whole(name, getattr(self, name), 1)
         for name in ("lr", "wd", "mom", "fc7_lr_mult"):
-            _number(name, getattr(self, name), 0.0)
-        _number("train_identities", self.train_identities, 0.0, 1.0, above=True)
-        _number("max_damaged", self.max_damaged, 0.0, 1.0)
+            require_number(name, getattr(self, name), 0.0)
+        require_number("train_identities", self.train_identities, 0.0, 1.0, above=True)
+        require_number("max_damaged", self.max_damaged, 0.0, 1.0)
         require(self.mom < 1, "mom", self.mom, "a number below 1")
         for name in ("loss_m1", "loss_m2", "loss_m3", "loss_s"):
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), 0.0, above=name == "loss_s")
+                require_number(name, getattr(self, name), 0.0, above=name == "loss_s")
         _choice("fc7_init", self.fc7_init, FC7_INITS)
         good = isinstance(self.rename, dict)
         good = good and all(isinstance(name, str) for pair in self.rename.items() for name in pair)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddl_plugin.loss.rivals.options import at_least_zero
-from ddl_plugin.settings import DDLSettings
+from ddl_plugin.settings import DDLSettings, require_number
 
 _NAMES = ("focal", "mean_weight")
 
@@ -22,7 +21,8 @@ def build(
     F: Any, embedding: Any, settings: DDLSettings, options: dict[str, Any], *, losses: Any
 ) -> tuple[Any, Any, tuple[str, ...]]:
     """`LOSSES['focal']`: the mean over the rows that the identity loss sees; gamma 2 as in that paper."""
-    gamma = at_least_zero("focal.gamma", options["gamma"])
+    gamma = options["gamma"]
+    require_number("focal.gamma", gamma, 0.0)
     # 1 - p from the loss -log p without losing what is left of it near p = 1.
     weight = F.maximum(-F.expm1(-losses), _LEAST) ** gamma if gamma else F.ones_like(losses)
     loss = F.mean(weight * losses)

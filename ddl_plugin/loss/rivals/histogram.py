@@ -14,9 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from ddl_plugin.loss.histogram import nodes
-from ddl_plugin.loss.rivals.options import above_zero, whole
 from ddl_plugin.loss.terms import unit_rows
-from ddl_plugin.settings import DDLSettings
+from ddl_plugin.settings import DDLSettings, require_number, require_whole
 
 _NAMES = ("histogram", "mean_pos", "mean_neg")
 
@@ -60,6 +59,8 @@ def build(
 
     Its authors' code has 201 nodes, and by their paper the results hardly depend on them.
     """
-    weight = above_zero("histogram.weight", options["weight"])
-    loss, terms = histogram_loss(F, embedding, label, whole("histogram.bins", options["bins"], 2))
+    weight, bins = options["weight"], options["bins"]
+    require_number("histogram.weight", weight, 0.0, above=True)
+    require_whole("histogram.bins", bins, 2)
+    loss, terms = histogram_loss(F, embedding, label, bins)
     return weight * loss, terms, _NAMES

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddl_plugin.loss.rivals.options import above_zero
 from ddl_plugin.loss.terms import by_distribution, unit_rows
-from ddl_plugin.settings import DDLSettings
+from ddl_plugin.settings import DDLSettings, require_number
 
 _NAMES = ("semihard_triplet", "triplets")
 
@@ -49,8 +48,9 @@ def build(
     F: Any, embedding: Any, settings: DDLSettings, options: dict[str, Any], *, label: Any
 ) -> tuple[Any, Any, tuple[str, ...]]:
     """`LOSSES['semihard_triplet']`: `weight` times the loss of the batch's b(K+1) positive pairs."""
-    weight = above_zero("semihard_triplet.weight", options["weight"])
-    alpha = above_zero("semihard_triplet.alpha", options["alpha"])
+    weight, alpha = options["weight"], options["alpha"]
+    require_number("semihard_triplet.weight", weight, 0.0, above=True)
+    require_number("semihard_triplet.alpha", alpha, 0.0, above=True)
     unit, b = unit_rows(F, F.Cast(embedding, dtype="float32")), settings.b
 
     def part(rows: Any, which: int) -> Any:
