@@ -15,7 +15,7 @@ study.recipe = "resolution_degraded"
 study.common = {
     "ddl.b": 8,
     "lr": 4e-3,
-    "max_steps": 200,
+    "max_steps": 150,
     "baseline": False,
     "identification.probes": 5,  # three times the probes of one an identity: rates are that much surer
 }
