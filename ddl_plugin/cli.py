@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.files import write_text
 
-INTERRUPTED = 130  # what shells expect of a program ended by Ctrl-C
+INTERRUPTED = 130  # what shells expect of a program ended by Ctrl-C; SIGTERM ends one of ours alike
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,22 +81,32 @@ def _fail(kind: str, error: BaseException, code: int) -> int:
 
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Only the first Ctrl-C counts until the block ends: another one would break off the cleaning up, where
-    threads of C++ libraries abort the process."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+    """Only the first Ctrl-C, or SIGTERM, counts until the block ends: another one would break off the cleaning
+    up, where threads of C++ libraries abort the process."""
+    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
         yield
         return
+    owner = os.getpid()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Not those that a caller has taken, or that are ignored, as Ctrl-C in a shell's background job.
+    ours = [n for n, handler in before.items() if handler in (signal.default_int_handler, signal.SIG_DFL)]
 
-    def interrupt(*_: Any) -> NoReturn:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def interrupt(number: int, _: Any) -> None:
+        if os.getpid() != owner:  # a forked worker, which its pool ends by SIGTERM
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for other in ours:
+            signal.signal(other, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupt)
+    for number in ours:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in ours:
+            signal.signal(number, before[number])
 
 
 @contextmanager

@@ -153,3 +153,41 @@ def test_ctrl_c_that_is_ignored_stays_so(capsys):
         assert run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path):
+    """So that a scheduler's end leaves neither half a file nor a traceback."""
+    program = (
+        "import sys, time\n"
+        "from ddl_plugin.cli import run\n"
+        "from ddl_plugin.files import replaced\n"
+        "def command():\n"
+        f"    with replaced({str(tmp_path / 'model.onnx')!r}) as part:\n"
+        "        print('writing', flush=True)\n"
+        "        time.sleep(60)\n"
+        "sys.exit(run(command))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "writing\n"
+    assert len(list(tmp_path.glob("*.part"))) == 1
+    process.terminate()
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("interrupted\n", INTERRUPTED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forked_worker_is_ended_by_sigterm_as_ever(capsys):
+    def command():
+        child = os.fork()
+        if child == 0:
+            try:
+                time.sleep(60)
+            finally:
+                os._exit(1)  # a handler that raises would end here
+        time.sleep(0.05)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitpid(child, 0)[1] == signal.SIGTERM
+
+    assert run(command) == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

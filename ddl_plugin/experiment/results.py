@@ -12,6 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ddl_plugin.errors import UserError, did_you_mean
+from ddl_plugin.experiment.columns import SPEED, size_in_words
 from ddl_plugin.experiment.runs import Run
 from ddl_plugin.experiment.study import BASE_ROW, Study
 
@@ -51,8 +52,7 @@ def measures(result: Mapping[str, Any]) -> dict[str, float]:
         found[f"{name}: accuracy"] = 100 * scores["accuracy"]
         found |= _of_scores(name, scores)
     for scores in result.get("identification", {}).get("results", ()):
-        where = "full size" if scores["size"] == "full" else f"{scores['size']} px"
-        where += "" if scores["condition"] == "all" else f", {scores['condition']}"
+        where = size_in_words(scores["size"], scores["condition"])
         found[f"{where}: rank-1"] = 100 * scores["rank1"]
         found |= _of_scores(where, scores)
     return found
@@ -79,7 +79,7 @@ def collect(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, float]]:
             base = (BASE_ROW, run.seed)
             found[base] = {**measures(models["base"]), **found.get(base, {})}
         loss = run.settings.loss
-        speed = {"images/s": result["runs"][loss]["images_per_second"]}
+        speed = {SPEED: result["runs"][loss]["images_per_second"]}
         found[run.row.name, run.seed] = {**measures(models[loss]), **speed}
     return found
 

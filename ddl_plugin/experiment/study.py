@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl_plugin.errors import UserError, did_you_mean
+from ddl_plugin.experiment.columns import require_measured
 from ddl_plugin.recipe import find_recipe, load_recipe
 from ddl_plugin.recipe_styles.execute import execute
 from ddl_plugin.settings import RunSettings, field_names, require, unknown_keys
@@ -185,8 +186,8 @@ def load_study(name: str) -> Study:
             values[key] = tuple(values[key])
     values["rows"] = tuple(_row(path, row) for row in values["rows"])
     study = Study(path, **values)
-    for row in study.rows:
-        study.settings(row, study.seeds[0])
+    runs = [study.settings(row, study.seeds[0]) for row in study.rows]
+    require_measured(f"{path}: study.columns", study.columns, runs)
     return study
 
 

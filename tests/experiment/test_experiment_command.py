@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ddl_plugin.experiment.columns import measured_by
+from ddl_plugin.experiment.study import load_study
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -41,6 +44,9 @@ def test_what_fails_does_not_take_the_others_and_is_made_up_for(write_study, tmp
         assert (tmp_path / "out" / name).stat().st_size > 100
     made = json.loads((tmp_path / "out/runs/ddl/seed0/result.json").read_text())
     assert made["settings"]["ddl"]["lambda_order"] == 0.25
+    study = load_study(str(write_study()))
+    promised = measured_by(study.settings(study.rows[1], 0))
+    assert list(rows_of(tmp_path / "out/table.csv")[0]) == ["row", *promised]
 
     mended = bad.replace("> 89", "> 25")
     second = experiment(write_study(mended), "--output", tmp_path / "out")

@@ -62,6 +62,11 @@ def test_values_are_passed_on_as_they_are(write_study):
             r"rows: DDL: paper: unknown key 'hard: accuracy'; did you mean 'hard: accurasy'",
         ),
         (
+            "study['columns'] = ['hard: accuracy', 'hard: acuracy']",
+            r"mine\.py: study\.columns: expected what the runs measure, got 'hard: acuracy'; "
+            r"did you mean 'hard: accuracy'\?; measured: hard: accuracy, hard: TAR@FAR=0\.1,",
+        ),
+        (
             "study['rows'][0]['name'] = 'base model'",
             r"rows: name: expected another name than the base model's",
         ),
