@@ -46,7 +46,7 @@ def test_what_fails_does_not_take_the_others_and_is_made_up_for(write_study, tmp
     assert made["settings"]["ddl"]["lambda_order"] == 0.25
     study = load_study(str(write_study()))
     promised = measured_by(study.settings(study.rows[1], 0))
-    assert list(rows_of(tmp_path / "out/table.csv")[0]) == ["row", *promised]
+    assert {row["measure"] for row in rows_of(tmp_path / "out/table.csv")} == set(promised)
 
     mended = bad.replace("> 89", "> 25")
     second = experiment(write_study(mended), "--output", tmp_path / "out")
