@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from ddl_plugin.backbone.checkpoint import load_backbone, new_backbone, renamed, save_backbone
+from ddl_plugin.backbone.arrays import renamed
+from ddl_plugin.backbone.checkpoint import load_backbone, new_backbone, save_backbone
 from ddl_plugin.backbone.embedder import MXNetEmbedder
 from ddl_plugin.errors import UserError
 from ddl_plugin.mxnet_setup import mx
