@@ -3,7 +3,8 @@ shuffled and mirrored. Each measurement is a process of its own; the rounds are 
 by round.
 
 Batches are float32 planes (rows, 3, 112, 112), but for "ddl_plugin": it gives uint8 images (rows, 112, 112, 3), which
-our trainer converts on its devices. "ddl_plugin, float32" is what the trainers of InsightFace get from it.
+our trainer converts on its devices. "ddl_plugin, float32" is what the trainers of InsightFace get from it, "ddl_plugin,
+processes" has worker processes in the place of threads, as many.
 
     python benchmarks/loader.py --rec FOLDER_OR_REC --insightface CHECKOUT
 
@@ -36,7 +37,7 @@ CHANNELS_FIRST = (SHAPE[2], *SHAPE[:2])
 ARCFACE = Path("recognition") / "arcface_mxnet"
 WARM_UP = 1.0  # seconds, until what was prepared ahead is used up
 OURS, DECODING, FACES, RECORDS = "ddl_plugin", "JPEG decoding alone", "FaceImageIter", "ImageRecordIter"
-OURS_PLANES = "ddl_plugin, float32"
+OURS_PLANES, OURS_PROCESSES = "ddl_plugin, float32", "ddl_plugin, processes"
 GLUON = "MXIndexedRecordIO, DataLoader"
 
 
@@ -49,6 +50,21 @@ def ours(options: argparse.Namespace) -> Iterator[int]:
 
 def our_planes(options: argparse.Namespace) -> Iterator[int]:
     return batches(our_iterator(options, planar=True))
+
+
+def our_processes(options: argparse.Namespace) -> Iterator[int]:
+    from ddl_plugin.data.batches import BatchSource
+    from ddl_plugin.data.processes import ProcessBatches
+    from ddl_plugin.data.sampler import ImageSampler
+    from ddl_plugin.settings import Degradation
+
+    records = Records(options.rec)
+    source = BatchSource(
+        records, ImageSampler(np.arange(len(records)), ROWS), records.labels, [Degradation()]
+    )
+    prepared = ProcessBatches(source, workers=options.threads)
+    while True:
+        yield len(prepared.next().pixels)
 
 
 def our_iterator(options: argparse.Namespace, *, planar: bool = False):
@@ -156,7 +172,8 @@ def decoding(options: argparse.Namespace) -> float:
 
 
 LOADERS: dict[str, Callable[[argparse.Namespace], Iterator[int]]] = {
-    OURS: ours, OURS_PLANES: our_planes, FACES: face_image_iter, RECORDS: image_record_iter, GLUON: data_loader,
+    OURS: ours, OURS_PROCESSES: our_processes, OURS_PLANES: our_planes, FACES: face_image_iter,
+    RECORDS: image_record_iter, GLUON: data_loader,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 
@@ -15,15 +16,19 @@ SHAPE = (112, 112, 3)
 def load_face(records: Records, position: int) -> np.ndarray:
     """The image at `position`: uint8 (112, 112, 3) RGB. `DamagedRecordError` for an image of another size too."""
     image = records.image(position)
+    require_face(image, records.path, int(records.keys[position]))
+    return image
+
+
+def require_face(image: np.ndarray, path: Path, key: int) -> None:
+    """`DamagedRecordError` unless the `image` of record `key` is of the right size."""
     if image.shape != SHAPE:
         height, width = image.shape[:2]
-        key = int(records.keys[position])
         raise DamagedRecordError(
-            f"{records.path}: record {key}: expected an image of 112x112, got {width}x{height}; "
+            f"{path}: record {key}: expected an image of 112x112, got {width}x{height}; "
             "align and crop the faces to 112x112 before writing the records",
             key,
         )
-    return image
 
 
 def readable_faces(records: Records, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

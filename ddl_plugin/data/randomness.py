@@ -11,19 +11,24 @@ _PIXELS, _SPARES = range(2)  # what a stream is for; of spares there is one a tr
 
 
 class RowRandom(threading.local):
-    """Generators for the rows of a batch. May be shared by threads: each has a generator of its own.
+    """Generators for the rows of a batch. May be shared by threads, each of which has a generator of its
+    own, and pickled.
 
     first_row, whole_rows: where the rows stand in the batch of all machines, and how many rows that has; a
     row's numbers are those of its place in the whole.
     """
 
     def __init__(self, seed: int, first_row: int, whole_rows: int):
+        self._made_of = seed, first_row, whole_rows
         key = np.random.SeedSequence([seed, _AUGMENTATION]).generate_state(2, np.uint64)
         self._first_row = first_row
         self._whole_rows = whole_rows
         self._bits = np.random.Philox(key=key)
         self._generator = np.random.Generator(self._bits)
         self._fresh = self._bits.state
+
+    def __reduce__(self):
+        return RowRandom, self._made_of
 
     def pixels(self, step: int, row: int) -> np.random.Generator:
         """The generator that degrades `row`; it holds until this thread's next call."""

@@ -1,8 +1,6 @@
 """InsightFace RecordIO data sets (.rec with .idx): a random-access reader and a writer, in NumPy.
 
-A frame of the .rec is the magic, `flag << 29 | length`, and the payload padded to 4 bytes; a payload that
-holds the magic is split there into several frames (flags 1, 2.., 3). A record is an `IRHeader` (flag, label,
-id, id2), `flag` further float32 labels, and the encoded image. Data sets come in two kinds:
+Data sets come in two kinds:
 
 * with a header record (number 0, no image, labels N+1 and N+1+identities): images are records 1..N, and one
   record per identity from N+1 on holds the range (first, last + 1) of its images;
@@ -18,48 +16,44 @@ import hashlib
 import io
 import os
 import re
-import struct
 import tempfile
-import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import cv2
 import numpy as np
 
+from ddl_plugin.data.record_file import (
+    FRAME,
+    HEADER,
+    LENGTH_MASK,
+    MAGIC,
+    MAGIC_BYTES,
+    DamagedRecordError,
+    RecordFile,
+)
 from ddl_plugin.errors import UserError
 from ddl_plugin.files import reading
 from ddl_plugin.settings import MAX_DAMAGED
 
-MAGIC = 0xCED7230A
-_MAGIC_BYTES = struct.pack("<I", MAGIC)
-_FRAME = struct.Struct("<II")  # magic, flag << 29 | length
-_HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
-_LENGTH_MASK = (1 << 29) - 1
-_LEAD = struct.Struct("<IIIf")  # magic, length, flag, label: of a frame that is a whole record
-_IMAGE = _FRAME.size + _HEADER.size  # where the image starts in such a frame, if it has one label
-_FLOAT = struct.Struct("<f")
-_HEADER_WORDS = _HEADER.size // 4
 _LABEL_WORD = 3  # of a frame, in 4-byte words: magic, lrec, flag, label, id x 2, id2 x 2, more labels
-_MORE_LABELS_WORD = 2 + _HEADER_WORDS
+_MORE_LABELS_WORD = 2 + HEADER.size // 4
 #: float32, in which ranges are stored, counts exactly up to here.
 _EXACT = 1 << 24
-_GUESS = 1 << 14  # bytes that hold most records
-_LONGEST = 1 << 26  # bytes of a record, and its frames
 _JPEG_QUALITY = 95
 _IDX_LINE = re.compile(rb"[ \t]*\d{1,18}[ \t]+\d{1,18}[ \t\r]*\n?")
 
 
-class DamagedRecordError(UserError):
-    """A record whose image cannot be used; `key` is its number in the .idx."""
+@dataclass(frozen=True)
+class Places:
+    """Where the records of some images are, as `RecordFile` takes it: int64 (n,) each."""
 
-    def __init__(self, message: str, key: int):
-        super().__init__(message)
-        self.key = key
-
-    def __reduce__(self):
-        return DamagedRecordError, (str(self), self.key)
+    keys: np.ndarray
+    offsets: np.ndarray
+    rooms: np.ndarray
+    labels: np.ndarray
 
 
 class Records:
@@ -67,8 +61,6 @@ class Records:
 
     Opening costs the .idx, two labels per identity (one per image where the data set has no header record) and
     the memory of `keys`, `labels` and offsets, 20 bytes per image; images are read in place, when asked for.
-    They are read by pread, not through a memory map: a file that gets shorter meanwhile is then an error, not
-    the end of the process, and no thread waits for another's disk with Python's lock held.
     Safe to share between threads and after a fork; pickled by path. Read-only.
 
     What opening finds damaged is left out, and counted in `damaged`, if it is at most the part `max_damaged` of
@@ -79,6 +71,7 @@ class Records:
     """
 
     path: Path
+    file: RecordFile
     keys: np.ndarray  # int64 (N,) record numbers in the .idx
     labels: np.ndarray  # int32 (N,) as stored
     damaged: np.ndarray  # int64 (n,) record numbers of images that are left out
@@ -86,9 +79,11 @@ class Records:
     def __init__(self, path: str | os.PathLike, *, max_damaged: float = MAX_DAMAGED):
         self.path = _find_rec(Path(path))
         self._max_damaged = max_damaged
-        keys, offsets = _read_idx(self.path.with_suffix(".idx"))
+        keys, offsets = read_idx(self.path.with_suffix(".idx"))
+        self.file = RecordFile(self.path)
         with reading(self.path):
-            self._open()
+            if not self.file.size:
+                raise UserError(f"{self.path}: expected records, got an empty file; copy or make it again")
             header = self._header(keys, offsets)
             if header is None:
                 self._label_by_image(keys, offsets)
@@ -113,19 +108,25 @@ class Records:
 
     def payload(self, i: int) -> bytes:
         """The encoded image at position `i`, as stored."""
-        return self._encoded(i).tobytes()
+        return self.file.encoded(*self._place(i)).tobytes()
 
     def image(self, i: int) -> np.ndarray:
         """The image at position `i`: uint8 (H, W, 3) RGB."""
-        data = self._encoded(i)
-        # OpenCV raises for some of what it cannot decode and returns None for the rest.
-        try:
-            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-        except cv2.error:
-            pixels = None
-        if pixels is None:
-            raise self._no_image(int(self.keys[i]), f"{len(data)} bytes that cannot be decoded")
-        return pixels
+        return self.file.image(*self._place(i))
+
+    def places(self, positions: np.ndarray) -> Places:
+        """Where the records of the images at `positions` (n,) are."""
+        offsets = self._offsets[positions]
+        after = np.minimum(np.asarray(positions) + 1, len(self._offsets) - 1)
+        rooms = self._offsets[after] - offsets  # of the last image: 0
+        return Places(self.keys[positions], offsets, rooms, self.labels[positions].astype(np.int64))
+
+    def _place(self, i: int) -> tuple[int, int, int, int]:
+        # item(): a NumPy scalar would cost a microsecond where it meets a Python float.
+        offsets = self._offsets
+        offset = offsets.item(i)
+        room = offsets.item(i + 1) - offset if i + 1 < len(offsets) else 0
+        return self.keys.item(i), offset, room, self.labels.item(i)
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions` (n >= 1), all of one size: uint8 (n, H, W, 3) RGB."""
@@ -145,32 +146,24 @@ class Records:
 
     def fingerprint(self) -> str:
         """'name:digest' of the file's name, its size, its index and its labels; the same on any machine."""
-        digest = hashlib.sha256(str(self._size).encode())
+        digest = hashlib.sha256(str(self.file.size).encode())
         for values in (self.keys, self._offsets, self.labels):
             digest.update(np.ascontiguousarray(values))
         return f"{self.path.name}:{digest.hexdigest()[:32]}"
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        file = self.path.open("rb", buffering=0)
-        weakref.finalize(self, file.close)
-        self._handle = file.fileno()
-        self._size = os.fstat(self._handle).st_size
-        if not self._size:
-            raise UserError(f"{self.path}: expected records, got an empty file; copy or make it again")
-
     def _header(self, keys: np.ndarray, offsets: np.ndarray) -> tuple[int, int] | None:
         """(N + 1, N + 1 + identities) of the header record, or None where there is none."""
         if keys[0] != 0:
             return None
-        record = self._record(0, int(offsets[0]))
-        if len(record) < _HEADER.size:
-            raise self._no_image(0, "no header")
-        flag = _HEADER.unpack_from(record)[0]
-        if flag == 0 or len(record) > _HEADER.size + 4 * flag:
+        record = self.file.record(0, int(offsets[0]))
+        if len(record) < HEADER.size:
+            raise self.file.no_image(0, "no header")
+        flag = HEADER.unpack_from(record)[0]
+        if flag == 0 or len(record) > HEADER.size + 4 * flag:
             return None
-        labels = np.frombuffer(record, "<f4", offset=_HEADER.size)
+        labels = np.frombuffer(record, "<f4", offset=HEADER.size)
         if (
             len(labels) < 2
             or not (labels == np.floor(labels)).all()
@@ -232,7 +225,7 @@ class Records:
         """The identities' ranges [first, last) in ascending order; they must cover 1..N exactly."""
         numbers = np.arange(images_end, ranges_end)
         offsets = offsets[images_end:ranges_end]
-        words = self._words(offsets, _MORE_LABELS_WORD + 2)
+        words = self.file.words(offsets, _MORE_LABELS_WORD + 2)
         self._require_frames(numbers, offsets, words[:, :_LABEL_WORD])
         flags = words[:, 2]
         if (flags != 2).any():
@@ -263,9 +256,9 @@ class Records:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Record numbers and offsets of the images where float32 rounds the ranges: all records that hold more
         than a header."""
-        words = self._words(offsets[1:], _LABEL_WORD)
+        words = self.file.words(offsets[1:], _LABEL_WORD)
         self._require_frames(keys[1:], offsets[1:], words)
-        holds_image = (words[:, 1] & _LENGTH_MASK) > _HEADER.size + 4 * words[:, 2].astype(np.int64)
+        holds_image = (words[:, 1] & LENGTH_MASK) > HEADER.size + 4 * words[:, 2].astype(np.int64)
         found = int(holds_image.sum())
         if abs(found + 1 - images_end) > np.spacing(np.float32(images_end)):
             raise UserError(
@@ -290,43 +283,31 @@ class Records:
 
     def _inside(self, keys: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Which frames can be where the .idx says: bool (n,). Of the last one, all must be in the file."""
-        inside = (offsets % 4 == 0) & (offsets + _FRAME.size <= self._size)
+        inside = (offsets % 4 == 0) & (offsets + FRAME.size <= self.file.size)
         if inside.any():
             last = int(np.argmax(np.where(inside, offsets, -1)))
             try:
-                self._record(int(keys[last]), int(offsets[last]))
+                self.file.record(int(keys[last]), int(offsets[last]))
             except DamagedRecordError:
                 inside[last] = False
         return inside
 
     def _stored_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels in the headers of images, the first of several, and which of them are sound: (n,) each."""
-        words = self._words(offsets, _LABEL_WORD + 1)
+        words = self.file.words(offsets, _LABEL_WORD + 1)
         flags = words[:, 2].astype(np.int64)
         # A record in several frames (part flag 1, above the length) is long enough for a header.
-        sound = (words[:, 0] == MAGIC) & (words[:, 1] >> 30 == 0) & (words[:, 1] > _HEADER.size + 4 * flags)
+        sound = (words[:, 0] == MAGIC) & (words[:, 1] >> 30 == 0) & (words[:, 1] > HEADER.size + 4 * flags)
         values = words[:, _LABEL_WORD].copy().view("<f4")
         several = np.flatnonzero(sound & (flags > 0))
-        more = self._words(offsets[several], _MORE_LABELS_WORD + 1)
+        more = self.file.words(offsets[several], _MORE_LABELS_WORD + 1)
         values[several] = more[:, _MORE_LABELS_WORD].copy().view("<f4")
         sound &= _is_label(values)
         return np.where(sound, values, 0), sound
 
-    def _words(self, offsets: np.ndarray, count: int) -> np.ndarray:
-        """The first `count` 4-byte words of frames, uint32 (n, count); zeros where the file ends before."""
-        words = np.zeros((len(offsets), count), np.uint32)
-        size = 4 * count
-        for start in range(0, len(offsets), 1 << 16):
-            parts = [
-                os.pread(self._handle, size, offset) for offset in offsets[start : start + (1 << 16)].tolist()
-            ]
-            data = b"".join([part if len(part) == size else bytes(size) for part in parts])
-            words[start : start + len(parts)] = np.frombuffer(data, "<u4").reshape(-1, count)
-        return words
-
     def _require_frames(self, keys: np.ndarray, offsets: np.ndarray, words: np.ndarray) -> None:
         """Refuse the first of these frames that is none, or ends before its `words` do."""
-        whole = (words[:, 0] == MAGIC) & ((words[:, 1] & _LENGTH_MASK) >= 4 * (words.shape[1] - 2))
+        whole = (words[:, 0] == MAGIC) & ((words[:, 1] & LENGTH_MASK) >= 4 * (words.shape[1] - 2))
         if not whole.all():
             raise self._first_fault(keys, offsets, whole)
 
@@ -336,7 +317,7 @@ class Records:
         at = int(bad[np.argmin(offsets[bad])])
         key = int(keys[at])
         try:
-            label = self._image_at(key, int(offsets[at]))[1]
+            label = self.file.labelled(key, int(offsets[at]))[1]
         except DamagedRecordError as error:
             return error
         if _is_label(np.array(label)):
@@ -369,96 +350,6 @@ class Records:
                 f"{classes - 1}, got {match[1]}; correct it or delete it"
             )
         return int(match[1])
-
-    # -- reading one record ------------------------------------------------------------------------
-
-    def _encoded(self, i: int) -> np.ndarray:
-        """The encoded image at position `i`, uint8 (n,), n >= 1; its label has been checked."""
-        # item(): a NumPy scalar would cost a microsecond where it meets a Python float.
-        offset, offsets, expected = self._offsets.item(i), self._offsets, self.labels.item(i)
-        room = offsets.item(i + 1) - offset if i + 1 < len(offsets) else 0
-        try:
-            # Nearly every record is one frame with one label, before the next record: one read holds it.
-            data = os.pread(self._handle, room if 0 < room <= 4 * _GUESS else _GUESS, offset)
-            if len(data) > _IMAGE:
-                magic, length, flag, label = _LEAD.unpack_from(data)
-                stop = _FRAME.size + length
-                if magic == MAGIC and flag == 0 and label == expected and _IMAGE < stop <= len(data):
-                    return np.frombuffer(data, np.uint8, stop - _IMAGE, _IMAGE)
-            image, label = self._image_at(self.keys.item(i), offset, room)
-        except OSError as error:
-            key = self.keys.item(i)
-            raise DamagedRecordError(
-                f"{self.path}: record {key} cannot be read: {error.strerror}", key
-            ) from error
-        if label != expected:
-            raise self._mismatch(self.keys.item(i), f"a record of label {label:g} instead of {expected}")
-        return image
-
-    def _image_at(self, key: int, offset: int, room: int = 0) -> tuple[np.ndarray, float]:
-        """The encoded image of the record at `offset`, uint8 (n,), and the label in its header, the first of
-        several. room: bytes up to the next record; not above 0 where that is not known."""
-        record = self._record(key, offset, room)
-        if len(record) < _HEADER.size:
-            raise self._no_image(key, f"{len(record)} bytes, less than its header needs")
-        flag, label, _, _ = _HEADER.unpack_from(record)
-        start = _HEADER.size + 4 * flag
-        if len(record) <= start:
-            raise self._no_image(key, "nothing after its header")
-        if flag:
-            (label,) = _FLOAT.unpack_from(record, _HEADER.size)
-        return np.frombuffer(record, np.uint8, len(record) - start, start), label
-
-    def _record(self, key: int, offset: int, room: int = 0) -> bytes:
-        """The record at `offset`, its frames joined by the magic that they were split at; room: as above."""
-        if offset % 4:
-            raise self._mismatch(key, f"offset {offset}, no multiple of 4")
-        end = offset + (room if room > 0 else _LONGEST)
-        parts = []
-        while True:
-            frame = os.pread(self._handle, _FRAME.size, offset)
-            if len(frame) < _FRAME.size:
-                raise self._truncated(key)
-            magic, lrec = _FRAME.unpack(frame)
-            flag, length = lrec >> 29, lrec & _LENGTH_MASK
-            if magic != MAGIC:
-                raise self._mismatch(key, f"{magic:#010x} instead of the magic")
-            if flag not in ((2, 3) if parts else (0, 1)):
-                raise self._mismatch(key, f"part flag {flag}")
-            start = offset + _FRAME.size
-            if start + length > end:
-                if start + length > os.fstat(self._handle).st_size:
-                    raise self._truncated(key)
-                raise self._mismatch(key, f"a length of {length} bytes, for which there is no room")
-            part = os.pread(self._handle, length, start)
-            if len(part) < length:
-                raise self._truncated(key)
-            parts.append(part)
-            if flag in (0, 3):
-                return _MAGIC_BYTES.join(parts)
-            offset = start + (length + 3) // 4 * 4
-
-    def _truncated(self, key: int) -> DamagedRecordError:
-        size = os.fstat(self._handle).st_size
-        return DamagedRecordError(
-            f"{self.path}: truncated: expected all of record {key}, got the end of the file "
-            f"({size} bytes) before it; copy or make the file again",
-            key,
-        )
-
-    def _mismatch(self, key: int, got: str) -> DamagedRecordError:
-        return DamagedRecordError(
-            f"{self.path}: expected record {key} where {self.path.stem}.idx says, got {got}; "
-            "the two files do not belong together or are damaged: copy or make both again",
-            key,
-        )
-
-    def _no_image(self, key: int, got: str) -> DamagedRecordError:
-        return DamagedRecordError(
-            f"{self.path}: record {key} is no image: expected an encoded image, got {got}; "
-            "make the data set again without this record",
-            key,
-        )
 
     def _bad_ranges(self, got: str) -> UserError:
         return UserError(
@@ -514,7 +405,7 @@ def _find_rec(path: Path) -> Path:
     return path
 
 
-def _read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Record numbers, ascending and distinct, and their offsets: int64 (n,) each."""
     try:
         data = path.read_bytes()
@@ -679,18 +570,18 @@ def header_record(images: int, identities: int) -> bytes:
     """Record 0 of a set with images 1..`images` and a range record for each identity after them, framed."""
     end = images + 1
     return _frames(
-        _HEADER.pack(2, 0.0, 0, 0) + np.array([end, end + identities], np.int64).astype("<f4").tobytes()
+        HEADER.pack(2, 0.0, 0, 0) + np.array([end, end + identities], np.int64).astype("<f4").tobytes()
     )
 
 
 def image_record(number: int, label: int, image: bytes) -> bytes:
     """The record of an encoded image, framed."""
-    return _frames(_HEADER.pack(0, label, number, 0) + image)
+    return _frames(HEADER.pack(0, label, number, 0) + image)
 
 
 def range_record(number: int, first: int, end: int) -> bytes:
     """The record of an identity whose images are first..end-1, framed."""
-    return _frames(_HEADER.pack(2, 0.0, number, 0) + np.array([first, end], np.int64).astype("<f4").tobytes())
+    return _frames(HEADER.pack(2, 0.0, number, 0) + np.array([first, end], np.int64).astype("<f4").tobytes())
 
 
 def jpeg(bgr: np.ndarray) -> bytes:
@@ -708,15 +599,15 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 def _frames(record: bytes) -> bytes:
     """`record` framed; split where it holds the magic at a multiple of 4, so that readers can resynchronise."""
     parts = []
-    start, at = 0, record.find(_MAGIC_BYTES)
+    start, at = 0, record.find(MAGIC_BYTES)
     while at >= 0:
         if at % 4 == 0:
             parts.append(record[start:at])
             start = at + 4
-        at = record.find(_MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
+        at = record.find(MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
     parts.append(record[start:])
     framed = []
     for i, part in enumerate(parts):
         flag = 0 if len(parts) == 1 else 1 if i == 0 else 3 if i == len(parts) - 1 else 2
-        framed.append(_FRAME.pack(MAGIC, flag << 29 | len(part)) + part + bytes(-len(part) % 4))
+        framed.append(FRAME.pack(MAGIC, flag << 29 | len(part)) + part + bytes(-len(part) % 4))
     return b"".join(framed)

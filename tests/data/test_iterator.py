@@ -11,6 +11,7 @@ import pytest
 
 from ddl_plugin.data.degrade import degrade
 from ddl_plugin.data.iterator import BatchIterator, planes
+from ddl_plugin.data.randomness import RowRandom
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.data.sampler import ImageSampler, SampledBatch
 from ddl_plugin.errors import UserError
@@ -138,7 +139,7 @@ def test_pixels_are_lent_and_taken_back(records):
         for _ in range(12):
             batch = iterator.next()
             batch.data[0].wait_to_read()
-            made |= {id(pending.pixels): pending.pixels for pending in iterator._pending}
+            made |= {id(pending.pixels): pending.pixels for pending in iterator._batches._pending}
         assert len(made) <= 4
         del batch
 
@@ -213,7 +214,7 @@ def test_degraded_before_mirrored(records):
     with BatchIterator(records, HalfHard(), records.labels, [DARK, DARK], mirror=False, seed=4) as iterator:
         pixels = iterator.next().data[0].asnumpy()
         for row in range(16):
-            expected = degrade(records.image(row % 8), DARK, iterator._random.pixels(0, row))
+            expected = degrade(records.image(row % 8), DARK, RowRandom(4, 0, 16).pixels(0, row))
             assert np.array_equal(pixels[row], expected)
 
 

@@ -510,9 +510,7 @@ def test_images_that_hold_the_magic_are_split_and_joined(tmp_path, gap, splits):
     assert len(frames) == 4 + splits
 
 
-def test_mxnet_reads_what_is_written(tmp_path):
-    from ddl_plugin.mxnet_setup import mx
-
+def test_mxnet_reads_what_is_written(tmp_path, mx):
     labels = [4, 4, 1, 0, 0, 0]
     write_pictures(tmp_path, labels)
     file = mx.recordio.MXIndexedRecordIO(str(tmp_path / "train.idx"), str(tmp_path / "train.rec"), "r")
@@ -533,9 +531,7 @@ def test_mxnet_reads_what_is_written(tmp_path):
         assert np.array_equal(mx.image.imdecode(content).asnumpy(), records.image(i))
 
 
-def test_reads_what_mxnet_writes(tmp_path):
-    from ddl_plugin.mxnet_setup import mx
-
+def test_reads_what_mxnet_writes(tmp_path, mx):
     names = [str(tmp_path / f"train.{suffix}") for suffix in ("idx", "rec")]
     file = mx.recordio.MXIndexedRecordIO(*names, "w")
     payloads = [b"abc", b"abcd" * 2 + MAGIC_BYTES + b"tail", png(picture(0))]
