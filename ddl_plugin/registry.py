@@ -49,9 +49,10 @@ class LossEntry(Entry):
     """A loss beside the identity loss; `build` None: the identity loss of this name, and nothing else.
 
     build(F, embedding, settings: DDLSettings, options: dict) -> (loss, terms, names): `F` is `mx.sym`
-    (or `mx.nd` in a test), `embedding` (3b(K+1), D) of one device in the layout of docs/LOSS.md; `loss`
-    has shape (1,), `terms` (1, T), and `names` is a tuple of T distinct strings. The loss is a mean over
-    the device's rows, so that the number of devices does not change the gradient.
+    (or `mx.nd` in a test), or in PyTorch a `ddl_plugin.pytorch.functions.Functions` with the same operators;
+    `embedding` (3b(K+1), D) of one device in the layout of docs/LOSS.md; `loss` has shape (1,), `terms` (1, T),
+    and `names` is a tuple of T distinct strings. The loss is a mean over the device's rows, so that the number of
+    devices does not change the gradient.
 
     `needs` names what it takes as keyword arguments too: `label` (3b(K+1),), the identity of each row, and
     `losses` (n,), the identity loss of each of the n rows that it sees, with its gradient. Only a device's own
@@ -63,6 +64,11 @@ class LossEntry(Entry):
     replaces_identity: bool = False
 
     kind = "loss"
+
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        """`build` itself, of a built-in loss too: what a compiler can look into."""
+        return self.build.function() if isinstance(self.build, _Lazily) else self.build
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,17 @@ class SamplerEntry(Entry):
     kind = "sampler"
 
 
-def _lazily(module: str) -> Callable[..., Any]:
-    """The function `build` of a module of `ddl_plugin.loss`, imported when it is called."""
+@dataclass(frozen=True)
+class _Lazily:
+    """The function `build` of a module of `ddl_plugin.loss`, imported when it is called or asked for."""
 
-    def build(*arguments: Any, **needs: Any) -> Any:
-        return importlib.import_module(f"ddl_plugin.loss.{module}").build(*arguments, **needs)
+    module: str
 
-    return build
+    def function(self) -> Callable[..., Any]:
+        return importlib.import_module(f"ddl_plugin.loss.{self.module}").build
+
+    def __call__(self, *arguments: Any, **needs: Any) -> Any:
+        return self.function()(*arguments, **needs)
 
 
 def _pairs(labels, partition, pairs, settings, *, rows: int, devices: int, seed: int, options: Any) -> Any:
@@ -113,32 +123,32 @@ def _identities(
 
 LOSSES: dict[str, LossEntry] = {
     "ddl": LossEntry(
-        "ddl", _lazily("terms"), "Distribution Distillation Loss beside the identity loss `ddl.identity`"
+        "ddl", _Lazily("terms"), "Distribution Distillation Loss beside the identity loss `ddl.identity`"
     ),
     **{name: LossEntry(name, None, f"the host's identity loss {name!r} alone") for name in IDENTITY_LOSSES},
     "online_ddl": LossEntry(
         "online_ddl",
-        _lazily("online"),
+        _Lazily("online"),
         "DDL whose hard samples are found by their identity loss (the supplement's section 6)",
         needs=("losses",),
     ),
     "histogram": LossEntry(
         "histogram",
-        _lazily("rivals.histogram"),
+        _Lazily("rivals.histogram"),
         "histogram loss (Ustinova and Lempitsky 2016) beside the identity loss",
         {"weight": 1.0, "bins": 100},
         needs=("label",),
     ),
     "semihard_triplet": LossEntry(
         "semihard_triplet",
-        _lazily("rivals.semihard_triplet"),
+        _Lazily("rivals.semihard_triplet"),
         "semi-hard triplets (Schroff et al. 2015) beside the identity loss",
         {"weight": 1.0, "alpha": 0.3},
         needs=("label",),
     ),
     "ohem": LossEntry(
         "ohem",
-        _lazily("rivals.ohem"),
+        _Lazily("rivals.ohem"),
         "the identity loss of the hardest rows alone (Shrivastava et al. 2016)",
         {"keep": 0.5},
         needs=("losses",),
@@ -146,7 +156,7 @@ LOSSES: dict[str, LossEntry] = {
     ),
     "focal": LossEntry(
         "focal",
-        _lazily("rivals.focal"),
+        _Lazily("rivals.focal"),
         "the identity loss with the weight (1 - p)^gamma (Lin et al. 2017)",
         {"gamma": 2.0},
         needs=("losses",),

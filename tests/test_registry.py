@@ -14,7 +14,6 @@ from ddl_plugin.data.pairs import Pairs
 from ddl_plugin.data.partition import Distribution, Partition
 from ddl_plugin.errors import UserError
 from ddl_plugin.loss.terms import term_names
-from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.registry import LOSSES, SAMPLERS, get_loss, get_sampler, register_loss, register_sampler
 from ddl_plugin.settings import IDENTITY_LOSSES, DDLSettings, Degradation
 
@@ -51,6 +50,8 @@ def data():
 
 
 def eager(name, options):
+    from ddl_plugin.mxnet_setup import mx
+
     settings = ONLINE if name == "online_ddl" else SETTINGS
     x = mx.nd.array(np.random.default_rng(0).normal(size=(settings.rows, 4)) + 0.3)
     x.attach_grad()
@@ -64,6 +65,7 @@ def eager(name, options):
     return loss, terms, names, x.grad.asnumpy()
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_builds_what_its_contract_says(name):
     entry = get_loss(name)
@@ -79,6 +81,7 @@ def test_every_loss_builds_what_its_contract_says(name):
     assert gradient.any()
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 def test_the_built_in_names_are_ddl_its_rivals_and_the_hosts_identity_losses():
     assert set(LOSSES) == {
         "ddl", "online_ddl", "histogram", "semihard_triplet", "ohem", "focal", *IDENTITY_LOSSES,
@@ -178,7 +181,7 @@ def examples():
     return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.S)
 
 
-def test_the_documents_loss_runs_trains_and_may_be_executed_twice(tmp_path):
+def test_the_documents_loss_runs_trains_and_may_be_executed_twice(tmp_path, mx):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(examples()[0])
     runpy.run_path(str(recipe))

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.loss.registered import build_checked, require_shapes
+from ddl_plugin.loss.registered import build_checked
 from ddl_plugin.loss.scope import step_loss
+from ddl_plugin.loss.shapes import require_shapes
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.registry import get_loss
 from ddl_plugin.settings import DDLSettings
@@ -36,7 +37,7 @@ class GatheredLoss:
         require_shapes(entry, emb_size, settings, options)
 
         def build(F: Any, *arguments: Any) -> tuple[Any, Any, tuple[str, ...]]:
-            return build_checked(entry, *arguments)
+            return build_checked(F, entry, *arguments)
 
         embedding = mx.sym.Variable("embedding")
         value, terms, self.names = step_loss(mx.sym, embedding, build, settings, options, devices)

@@ -1,4 +1,4 @@
-"""What a registered loss built, checked: its author is a user."""
+"""What a registered loss built, checked: its author is a user. Over any `F`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.registry import LossEntry
 from ddl_plugin.settings import DDLSettings
 
@@ -16,16 +15,17 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def build_checked(
+    F: Any,
     entry: LossEntry,
     embedding: Any,
     settings: DDLSettings,
     options: dict[str, Any],
     known: Mapping[str, Any] = _NOTHING,
 ) -> tuple[Any, Any, tuple[str, ...]]:
-    """What `entry` builds on the Symbol `embedding`: (loss, terms, names).
+    """What `entry` builds on `embedding`, a tensor of `F`: (loss, terms, names).
 
-    known: the Symbols there are of what it `needs`. Raises `UserError` where one is missing, and where it
-    fails or returns something else.
+    known: what it may `need`, as far as there is any. Raises `UserError` where some of that is missing, and where
+    the loss fails or returns something else than two tensors of `F` and names.
     """
     missing = [need for need in entry.needs if need not in known]
     if missing:
@@ -34,9 +34,7 @@ def build_checked(
             f"'device' and train with python -m ddl_plugin.train"
         )
     try:
-        built = entry.build(
-            mx.sym, embedding, settings, options, **{need: known[need] for need in entry.needs}
-        )
+        built = entry.build(F, embedding, settings, options, **{need: known[need] for need in entry.needs})
     except UserError:
         raise
     except Exception as error:
@@ -45,11 +43,11 @@ def build_checked(
         raise UserError(
             f"loss {entry.name!r}: build() raised {type(error).__name__}: {error}{where}"
         ) from error
+    tensor = type(embedding)
     good = isinstance(built, tuple) and len(built) == 3
-    good = good and all(isinstance(part, mx.sym.Symbol) for part in built[:2])
-    if not good:
+    if not good or not all(isinstance(part, tensor) for part in built[:2]):
         raise UserError(
-            f"loss {entry.name!r}: expected build() to return (loss, terms, names) with two Symbols, "
+            f"loss {entry.name!r}: expected build() to return (loss, terms, names) with two {tensor.__name__}s, "
             f"got {type(built).__name__}"
         )
     value, terms, names = built
@@ -59,27 +57,14 @@ def build_checked(
     return value, terms, tuple(names)
 
 
-def require_shapes(entry: LossEntry, emb_size: int, settings: DDLSettings, options: dict[str, Any]) -> None:
-    """Raise `UserError` unless the loss is (1,) and the terms are (1, T), as far as MXNet can infer it.
+def expected_shapes(names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """What the loss and its terms must have: {'loss': (1,), 'terms': (1, T)}."""
+    return {"loss": (1,), "terms": (1, len(names))}
 
-    Asked of a graph on a variable, whose shape is known while that of the backbone's output is not.
-    """
-    with mx.name.NameManager():  # the names in the training graph are not counted on
-        variables = {need: mx.sym.Variable(need) for need in entry.needs}
-        value, terms, names = build_checked(entry, mx.sym.Variable("embedding"), settings, options, variables)
-    shapes = {"embedding": (settings.rows, emb_size), **dict.fromkeys(variables, (settings.rows,))}
-    expected = {"loss": (1,), "terms": (1, len(names))}
-    for (what, shape), symbol in zip(expected.items(), (value, terms), strict=True):
-        present = {name: shapes[name] for name in symbol.list_arguments() if name in shapes}
-        try:
-            inferred = symbol.infer_shape_partial(**present)[1]
-        except mx.base.MXNetError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"loss {entry.name!r}: shapes do not fit an embedding of ({settings.rows}, {emb_size}): {reason}"
-            ) from error
-        if inferred and inferred[0] and 0 not in inferred[0] and inferred[0] != shape:
-            named = f", one for each of the names {names}" if what == "terms" else ""
-            raise UserError(
-                f"loss {entry.name!r}: expected {what} of shape {shape}{named}, got {inferred[0]}"
-            )
+
+def wrong_shape(
+    entry: LossEntry, what: str, shape: tuple[int, ...], got: tuple[int, ...], names: tuple[str, ...]
+) -> UserError:
+    """The error to raise where `what` (loss or terms) has another shape than `expected_shapes` says."""
+    named = f", one for each of the names {names}" if what == "terms" else ""
+    return UserError(f"loss {entry.name!r}: expected {what} of shape {shape}{named}, got {got}")

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from ddl_plugin.errors import UserError
 from ddl_plugin.loss import identity as identity_loss
 from ddl_plugin.loss.identity import IdentitySettings
-from ddl_plugin.loss.registered import build_checked, require_shapes
+from ddl_plugin.loss.registered import build_checked
+from ddl_plugin.loss.shapes import require_shapes
 from ddl_plugin.loss.terms import singles
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.registry import LossEntry, get_loss
@@ -120,7 +121,7 @@ def loss_outputs(
     entry = get_loss(loss)
     options = entry.resolve(options)
     with _AutomaticNames(loss):
-        value, terms, names = build_checked(entry, embedding, settings, options, known or {})
+        value, terms, names = build_checked(mx.sym, entry, embedding, settings, options, known or {})
         require_shapes(entry, emb_size, settings, options)
         outputs = [
             mx.sym.MakeLoss(value, name=f"{loss}_loss"),
