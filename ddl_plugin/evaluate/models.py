@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddl_plugin.cli import require_distinct, uninterrupted
 from ddl_plugin.errors import UserError
+from ddl_plugin.export.graph import is_state_dict, model_files
 
 MODEL = (
-    "an .onnx file, a checkpoint PREFIX,EPOCH or a folder of a run such as runs/demo/ddl; give --model again"
+    "an .onnx file, a checkpoint PREFIX,EPOCH, a folder of a run such as runs/demo/ddl or a state dict of "
+    "arcface_torch (.pth, .pt); give --model again"
 )
 
 
@@ -32,23 +35,33 @@ def require_outputs_distinct(
     outputs: Mapping[str, str | None], models: Sequence[str], inputs: Sequence[str | Path]
 ) -> None:
     """`cli.require_distinct` with the files of `models` among the inputs."""
-    from ddl_plugin.export.graph import model_files
-
     if any(outputs.values()):
         require_distinct(outputs, [*inputs, *(path for model in models for path in model_files(model))])
 
 
 def open_model(model: str) -> Callable:
-    """embed(images) of an .onnx file or a checkpoint; an .onnx file is measured where there is no MXNet."""
+    """embed(images) of an .onnx file, a checkpoint or a state dict of arcface_torch.
+
+    A checkpoint is opened by MXNet, or where that is not installed by PyTorch; an .onnx file needs neither.
+    """
     if model.endswith(".onnx"):
         with uninterrupted():
             from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 
         return OnnxEmbedder(model)
-    with uninterrupted():
-        from ddl_plugin.backbone.embedder import open_embedder
+    if is_state_dict(model) or (installed("torch") and not installed("mxnet")):
+        with uninterrupted():
+            from ddl_plugin.pytorch.embedder import open_embedder
+    else:
+        with uninterrupted():
+            from ddl_plugin.backbone.embedder import open_embedder
 
     return open_embedder(model)
+
+
+def installed(package: str) -> bool:
+    """Whether it could be imported; without doing so."""
+    return importlib.util.find_spec(package) is not None
 
 
 def progress_bar(name: str) -> Callable:
