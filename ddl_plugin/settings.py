@@ -19,6 +19,8 @@ NEG_MINING = ("hardest", "top", "random")
 IDENTITY_ROWS = ("all", "singles")
 SCOPES = ("device", "global")
 _WEIGHTS = ("lambda_pos", "lambda_neg", "lambda_order")
+BACKENDS = ("mxnet", "torch")
+AMPS = ("bf16",)
 FC7_INITS = ("mean", "checkpoint", "random")
 
 #: Settings of a run that do not touch what is trained: an unfinished run may go on with others.
@@ -256,6 +258,10 @@ class GroupSettings:
         return cls(**value)
 
 
+#: The hard distribution of online DDL; made once, as torch.compile does not make dataclasses with default factories.
+_LARGER_LOSSES = HardSettings("the larger losses")
+
+
 @dataclass(frozen=True)
 class OnlineSettings:
     """Online DDL (supplement, section 6): batches of whole identities, hard samples found by their loss."""
@@ -364,7 +370,7 @@ class DDLSettings:
                 for group in self.groups
             )
         weights = {name: getattr(self, name) for name in _WEIGHTS}
-        hard = self.hard or (HardSettings("the larger losses"),)  # online
+        hard = self.hard or (_LARGER_LOSSES,)  # online
         return (GroupSettings("ddl", self.easy, hard, **weights),)
 
     @property
@@ -473,6 +479,9 @@ class RunSettings:
     wd: float = 5e-4
     per_batch_size: int | None = None  # images per device; of 'pairs' it is 3b(K+1)
     seed: int = 0
+    # host
+    backend: str = "mxnet"  # mxnet | torch: what trains
+    amp: str | None = None  # None | bf16: the network's matrix products in bfloat16 (torch)
     # looking
     verbose: int = 0  # validate every this many steps; 0: only at the end
     val_targets: tuple[str, ...] = ()  # .bin sets in dataset_path
@@ -513,6 +522,10 @@ class RunSettings:
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), 0.0, above=name == "loss_s")
         _choice("fc7_init", self.fc7_init, FC7_INITS)
+        _choice("backend", self.backend, BACKENDS)
+        if self.amp is not None:
+            _choice("amp", self.amp, AMPS)
+            require(self.backend == "torch", "amp", self.amp, f"None with backend {self.backend!r}")
         good = isinstance(self.rename, dict)
         good = good and all(isinstance(name, str) for pair in self.rename.items() for name in pair)
         require(good, "rename", self.rename, "a dict {name in checkpoint: name in graph}")

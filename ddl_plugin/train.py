@@ -10,8 +10,14 @@ from pathlib import Path
 
 from ddl_plugin.cli import Parser, run, uninterrupted
 from ddl_plugin.errors import UserError
-from ddl_plugin.settings import RunSettings
-from ddl_plugin.training.roles import KVSTORES, SEVERAL_MACHINES, require_environment, serve_if_not_worker
+from ddl_plugin.settings import BACKENDS, RunSettings
+from ddl_plugin.training.roles import (
+    KVSTORES,
+    SEVERAL_MACHINES,
+    launched_processes,
+    require_environment,
+    serve_if_not_worker,
+)
 
 
 def _parser() -> Parser:
@@ -28,11 +34,16 @@ def _parser() -> Parser:
         help="change a key of the recipe; dots nest: ddl.lambda_order=0.4",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/<name of the recipe>")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="what trains, the same as backend=... (default: the recipe's, or mxnet)",
+    )
     parser.add_argument("--devices", default="cpu", help="cpu, cpu:0,1, gpu or gpu:0,1 (default: cpu)")
     parser.add_argument(
         "--kvstore",
         choices=KVSTORES,
-        help="where gradients are summed: local, device (default: on the GPUs, if any), or with other machines: "
+        help="of MXNet, where gradients are summed: local, device (default: on the GPUs, if any), or with other machines: "
         "dist_sync, dist_device_sync (docs/MACHINES.md)",
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="the same as max_steps=N")
@@ -56,6 +67,8 @@ def _train(arguments: Sequence[str] | None) -> None:
     overrides = list(options.overrides)
     if options.max_steps is not None:
         overrides.append(f"max_steps={options.max_steps}")
+    if options.backend is not None:
+        overrides.append(f"backend={options.backend}")
     settings = load_recipe(
         options.recipe, overrides, note=lambda text: print(f"note: {text}", file=sys.stderr)
     )
@@ -64,25 +77,20 @@ def _train(arguments: Sequence[str] | None) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: expected a folder, got the file {output}")
 
-    require_environment(options.kvstore)
-    several = options.kvstore in SEVERAL_MACHINES
-    if several:
-        _require_trainable_by_several(settings, options)
-        serve_if_not_worker()
-
+    several = _several(settings, options)
     with uninterrupted():
-        from ddl_plugin.training.devices import parse_devices
+        from ddl_plugin.training.backends import get_backend
         from ddl_plugin.training.job import Job, carry_out, dry_run
-        from ddl_plugin.training.machines import Machines
 
+    backend = get_backend(settings.backend)
+    devices = backend.parse_devices(options.devices)
     bars = sys.stderr.isatty() and not options.quiet
-    contexts = parse_devices(options.devices)
-    with Machines.join(options.kvstore) if several else contextlib.nullcontext() as machines:
+    with backend.join(options.kvstore, devices) if several else contextlib.nullcontext() as machines:
         job = Job(
             settings,
             recipe,
             output,
-            contexts,
+            devices,
             progress=bars,
             lines=not bars and not options.quiet,
             kvstore=None if several else options.kvstore,
@@ -94,16 +102,39 @@ def _train(arguments: Sequence[str] | None) -> None:
             carry_out(job, resume=options.resume)
 
 
-def _require_trainable_by_several(settings: RunSettings, options: Namespace) -> None:
+def _several(settings: RunSettings, options: Namespace) -> bool:
+    """Whether this is one worker of several; a scheduler or a server of MXNet's does not return from here."""
+    if settings.backend == "torch":
+        if options.kvstore is not None:
+            raise UserError(
+                f"--kvstore: expected none with backend 'torch', got {options.kvstore}; start several processes with "
+                f"torchrun (docs/PYTORCH.md)"
+            )
+        several, one, how = launched_processes() > 1, "process", "torchrun"
+    else:
+        if launched_processes() > 1:
+            raise UserError(
+                f"torchrun: expected backend 'torch', got {settings.backend!r}, with which every process would train for "
+                f"itself; add --backend torch"
+            )
+        require_environment(options.kvstore)
+        several, one, how = options.kvstore in SEVERAL_MACHINES, "machine", f"--kvstore {options.kvstore}"
+    if several:
+        _require_trainable_by_several(settings, options, one, how)
+        if settings.backend == "mxnet":
+            serve_if_not_worker()
+    return several
+
+
+def _require_trainable_by_several(settings: RunSettings, options: Namespace, one: str, how: str) -> None:
+    """`one` of several what there are, started `how`."""
     if options.dry_run:
-        raise UserError(
-            f"--dry-run: expected one machine, got --kvstore {options.kvstore}; leave --kvstore out"
-        )
+        raise UserError(f"--dry-run: expected one {one}, got {how}; leave {how.split()[0]} out")
     if settings.pretrained.endswith(".py"):
         raise UserError(
-            f"pretrained: expected a trained model with --kvstore {options.kvstore}, got the recipe "
-            f"{settings.pretrained!r}; train it on one machine first (python -m ddl_plugin.train {settings.pretrained}), "
-            f"then set pretrained to the folder of that run on every machine"
+            f"pretrained: expected a trained model with {how}, got the recipe {settings.pretrained!r}; train it on one "
+            f"{one} first (python -m ddl_plugin.train {settings.pretrained}), then set pretrained to the folder of that "
+            f"run on every machine"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from argparse import Namespace
@@ -14,16 +15,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ddl_plugin.cli import Parser, require_distinct, write_json
+from ddl_plugin.cli import Parser, require_distinct, uninterrupted, write_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.bins import BinSet, load_bin
 from ddl_plugin.export.convert import OPSET, read_model
 from ddl_plugin.export.cost import check_same_cost
-from ddl_plugin.export.graph import Checkpoint, find_checkpoint, model_files
+from ddl_plugin.export.departure import Reference
+from ddl_plugin.export.graph import Checkpoint, find_checkpoint, is_state_dict, model_files
 from ddl_plugin.export.half import to_half
 from ddl_plugin.export.images import images_of_identities, real_images, smooth_images
 from ddl_plugin.export.latency import compare_latency
-from ddl_plugin.export.parity import TOLERANCE, compare_runtimes
+from ddl_plugin.export.mxnet_network import open_mxnet
+from ddl_plugin.export.parity import TOLERANCE, OpenNetwork, compare_runtimes
 from ddl_plugin.export.quantised import CALIBRATION_IMAGES, require_quantisation, to_int8
 from ddl_plugin.export.reduced import compare_reduced, verify_models
 from ddl_plugin.export.report import print_report
@@ -41,7 +44,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?",
-        help="PREFIX,EPOCH, or a folder that holds model-symbol.json (its newest epoch)",
+        help="PREFIX,EPOCH, a folder that holds model-symbol.json (its newest epoch), or a state dict of arcface_torch",
     )  # fmt: skip
     parser.add_argument("--output", metavar="MODEL.onnx", type=Path)
     parser.add_argument(
@@ -86,7 +89,8 @@ PLAIN = Extras()
 
 def _base_model(text: str) -> onnx.ModelProto:
     if not text.endswith(".onnx"):
-        return read_model(text)
+        with ExitStack() as written:
+            return read_model(_files(text, written))
     if not Path(text).is_file():
         raise UserError(f"{text}: no such ONNX file")
     try:
@@ -103,9 +107,21 @@ def _rec_files(text: str) -> list[Path]:
     return [rec, rec.with_suffix(".idx")]
 
 
-def _inputs(options: Namespace, files: Checkpoint) -> list[Path]:
+def _files(model: str, written: ExitStack) -> Checkpoint:
+    """The two files of a checkpoint; a state dict of torch is written as one, as long as `written` is open."""
+    if not is_state_dict(model):
+        return find_checkpoint(model)
+    with uninterrupted():
+        from ddl_plugin.pytorch.checkpoint import load_backbone, save_backbone
+
+    prefix = Path(written.enter_context(tempfile.TemporaryDirectory())) / "model"
+    save_backbone(prefix, 0, load_backbone(model))
+    return find_checkpoint(f"{prefix},0")
+
+
+def _inputs(options: Namespace) -> list[Path]:
     """The files that the command line names to read."""
-    found = [files.symbol, files.params, *map(Path, options.verify)]
+    found = [*model_files(options.checkpoint), *map(Path, options.verify)]
     if options.base:
         found += model_files(options.base)
     for records in filter(None, (options.images, options.calibrate)):
@@ -139,12 +155,11 @@ def _check_options(options: Namespace) -> None:
 def export(options: Namespace) -> dict[str, Any]:
     """Convert and check as the command line says; files are written only when every check held."""
     _check_options(options)
-    files = find_checkpoint(options.checkpoint)
     outputs = {"--output": options.output, "--json": options.json}
     outputs |= {
         f"--{kind}": reduced_name(options.output, kind) for kind in ("fp16", "int8") if getattr(options, kind)
     }
-    require_distinct(outputs, _inputs(options, files))
+    require_distinct(outputs, _inputs(options))
     base = _base_model(options.base) if options.base else None
     images = real_images(options.images) if options.images else None
     calibration = images_of_identities(options.calibrate, _SIZE, CALIBRATION_IMAGES) if options.int8 else None
@@ -152,7 +167,24 @@ def export(options: Namespace) -> dict[str, Any]:
         images = real_images(options.calibrate)
     sets = [load_bin(path) for path in options.verify]
     extras = Extras(base is not None, options.fp16, calibration, sets)
-    return export_checked(files, options.output, base, options.base, images, options.tolerance, extras)
+    with ExitStack() as written:
+        files = _files(options.checkpoint, written)
+        report = export_checked(
+            files, options.output, base, options.base, images, options.tolerance, extras, _open_host
+        )
+    if is_state_dict(options.checkpoint):
+        report["checkpoint"] = options.checkpoint
+    return report
+
+
+def _open_host(files: Checkpoint) -> tuple[Reference | None, str]:
+    """The network in MXNet, which has a reader of its own, or else in PyTorch; None where neither is installed."""
+    network, version = open_mxnet(files)
+    if network is None and importlib.util.find_spec("torch") is not None:
+        from ddl_plugin.pytorch.reference import open_torch
+
+        return open_torch(files)
+    return network, version
 
 
 def export_checked(
@@ -163,11 +195,13 @@ def export_checked(
     images: np.ndarray | None,
     tolerance: float = TOLERANCE,
     extras: Extras = PLAIN,
+    open_network: OpenNetwork = open_mxnet,
 ) -> dict[str, Any]:
     """Write `output`, but only when every check held; returns the report of what was checked.
 
     `base`, called `base_name` in messages: the model whose graph it must have; None: any. `images`, uint8
-    (n, 112, 112, 3): real ones to compare on beside the synthetic ones. Raises CheckError.
+    (n, 112, 112, 3): real ones to compare on beside the synthetic ones. `open_network`: what it is compared with.
+    Raises CheckError.
     """
     model = read_model(files)
     report: dict[str, Any] = {
@@ -184,7 +218,7 @@ def export_checked(
         if base is not None:
             report["same_graph"] = check_same_graph(model, base, base_name)
             report["cost"] = check_same_cost(model, base, base_name)
-        report["parity"] = compare_runtimes(files, temporary, images, tolerance)
+        report["parity"] = compare_runtimes(files, temporary, images, tolerance, open_network)
         models = {"fp32": temporary, **_reduce(report, written, model, output, temporary, images, extras)}
         if extras.sets:
             report["verification"] = verify_models(models, extras.sets)

@@ -1,20 +1,19 @@
-"""Which operator of an exported graph departs from MXNet's, found by giving each one MXNet's own inputs.
+"""Which operator of an exported graph departs from its host's, found by giving each one the host's own inputs.
 
-Operators are looked at one by one, in order: each is run in ONNX Runtime on the values that MXNet computed before
+Operators are looked at one by one, in order: each is run in ONNX Runtime on the values that the host computed before
 it, so that what one operator does wrong is not seen again in all that follow, and rounding does not add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper
-
-from ddl_plugin.export.mxnet_network import MXNetNetwork
 
 #: What rounding explains of one operator: float32 sums of thousands of terms stay below 1e-5 relative.
 ROUNDING = 1e-4
@@ -22,6 +21,22 @@ ROUNDING = 1e-4
 IMAGES = 4
 _CHUNK = 64 << 20  # bytes of MXNet's outputs that are held at a time
 _PREFIXES = ("_minusscalar_", "_mulscalar_")  # that the export puts before MXNet's names in the preamble
+
+
+class Reference(Protocol):
+    """A checkpoint's network in the host that trains it, which the exported file is compared with."""
+
+    title: str  # of the host
+    version: str  # of the host
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Embeddings float32 (n, D) of a batch float32 (n, 3, S, S)."""
+
+    def shapes(self, batch: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """{name of a node: shape of its output} of what the embedding depends on, in topological order."""
+
+    def values(self, names: Sequence[str], batch: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs of the nodes of these names."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +49,27 @@ class Departure:
     detail: str  # the figures in words
 
 
-def explain(network: MXNetNetwork, model: onnx.ModelProto, batch: np.ndarray) -> str:
+def explain(network: Reference, model: onnx.ModelProto, batch: np.ndarray) -> str:
     """In words, which node is the first to depart; `batch` float32 (n, 3, S, S) is one whose embeddings differ."""
     batch = batch[:IMAGES]
     largest: Departure | None = None
     for found in departures(network, model, batch):
         if not found.relative <= ROUNDING:  # not-a-number departs too
             return (
-                f"the first node that departs is {found.name!r} ({found.node.op_type}): given MXNet's values as its "
+                f"the first node that departs is {found.name!r} ({found.node.op_type}): given {network.title}'s values as its "
                 f"inputs, its output {found.detail}, where rounding explains {ROUNDING:g}"
             )
         if largest is None or found.relative > largest.relative:
             largest = found
     if largest is None:
-        return "no node's output bears a name that MXNet knows, so none could be compared"
+        return f"no node's output bears a name that {network.title} knows, so none could be compared"
     return (
         f"no single node departs at batch {len(batch)}: the largest relative difference is {largest.relative:.1e}, at "
         f"{largest.name!r} ({largest.node.op_type})"
     )
 
 
-def departures(network: MXNetNetwork, model: onnx.ModelProto, batch: np.ndarray) -> Iterator[Departure]:
+def departures(network: Reference, model: onnx.ModelProto, batch: np.ndarray) -> Iterator[Departure]:
     """Each ONNX node that has a counterpart in MXNet, in order, with how far its output is from MXNet's."""
     shapes = network.shapes(batch.shape)
     groups = list(_groups(model, shapes))
@@ -62,7 +77,7 @@ def departures(network: MXNetNetwork, model: onnx.ModelProto, batch: np.ndarray)
         wanted = {mxnet for group in chunk for mxnet in (group.name, *group.sources.values())}
         values = network.values([name for name in shapes if name in wanted], batch)
         for group in chunk:
-            yield _compare(model, group, values, batch)
+            yield _compare(model, group, values, batch, network.title)
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ def _chunks(groups: list[_Group], shapes: dict[str, tuple[int, ...]]) -> Iterato
 
 
 def _compare(
-    model: onnx.ModelProto, group: _Group, values: dict[str, np.ndarray], batch: np.ndarray
+    model: onnx.ModelProto, group: _Group, values: dict[str, np.ndarray], batch: np.ndarray, host: str
 ) -> Departure:
     """The group's nodes run alone in ONNX Runtime on MXNet's values of their inputs."""
     last = group.nodes[-1]
@@ -136,7 +151,7 @@ def _compare(
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         return Departure(last, group.name, np.inf, f"cannot be computed ({error})")
     if found.shape != expected.shape:
-        return Departure(last, group.name, np.inf, f"has shape {found.shape}, MXNet's {expected.shape}")
+        return Departure(last, group.name, np.inf, f"has shape {found.shape}, {host}'s {expected.shape}")
     relative, absolute = _relative(found, expected)
     return Departure(
         last,

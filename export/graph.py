@@ -201,9 +201,14 @@ def _in_folder(folder: Path) -> Checkpoint:
     return _existing(prefix, epochs[-1])
 
 
+def is_state_dict(model: str | os.PathLike) -> bool:
+    """Whether a model is a state dict of torch, by its name: .pth or .pt."""
+    return os.fspath(model).endswith((".pth", ".pt"))
+
+
 def model_files(model: str | os.PathLike) -> tuple[Path, ...]:
-    """The files that are read of a model: the .onnx file, or the two of a checkpoint."""
-    if os.fspath(model).endswith(".onnx"):
+    """The files that are read of a model: the .onnx file, the state dict, or the two of a checkpoint."""
+    if os.fspath(model).endswith(".onnx") or is_state_dict(model):
         return (Path(model),)
     found = find_checkpoint(model)
     return found.symbol, found.params

@@ -20,6 +20,8 @@ class MXNetNetwork:
     Raises UserError where MXNet is not installed or cannot be imported.
     """
 
+    title = "MXNet"
+
     def __init__(self, files: Checkpoint):
         with uninterrupted():
             from ddl_plugin.mxnet_setup import mx, symbol_from_json

@@ -37,10 +37,11 @@ def _parity(parity: dict[str, Any]) -> Iterator[str]:
     if not parity["compared"]:
         yield f"not compared with MXNet: {parity['mxnet']}"
         return
+    host = f"PyTorch {parity['torch']}" if "torch" in parity else f"MXNet {parity['mxnet']}"
     sets = ", ".join(dict.fromkeys(row["images"] for row in parity["rows"]))
     batches = ", ".join(dict.fromkeys(str(row["batch"]) for row in parity["rows"]))
     yield (
-        f"MXNet {parity['mxnet']} and ONNX Runtime ({parity['onnxruntime']}) agree: largest difference of unit "
+        f"{host} and ONNX Runtime ({parity['onnxruntime']}) agree: largest difference of unit "
         f"embeddings {parity['max_difference']:.1e}, least cosine {parity['min_cosine']:.7f} "
         f"({sets} images, batches {batches})"
     )

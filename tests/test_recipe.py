@@ -101,7 +101,10 @@ def test_a_plain_dict_will_do(recipe):
     ("lines", "message"),
     [
         ("config.max_step = 5", "config: unknown key 'max_step'; did you mean 'max_steps'?"),
-        ("config.learning_speed = 5", "config: unknown key 'learning_speed'; known: arcface, attributes, "),
+        (
+            "config.learning_speed = 5",
+            "config: unknown key 'learning_speed'; known: amp, arcface, attributes, ",
+        ),
         ("config.loss_options = {}", "config: unknown key 'loss_options'"),
         (
             "config.ddl.lamda_order = 1",

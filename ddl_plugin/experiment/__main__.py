@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from argparse import Namespace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ddl_plugin.cli import Parser, run, split_devices, uninterrupted
 from ddl_plugin.errors import CheckError, UserError
+from ddl_plugin.settings import BACKENDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +27,9 @@ def _parser() -> Parser:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument(
         "--devices", default="cpu", help="of each run: cpu, cpu:0,1, gpu or gpu:0,1 (default: cpu)"
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="what trains (default: the study's or the recipe's, or mxnet)"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT",
@@ -46,6 +51,8 @@ def _experiment(arguments: Sequence[str] | None) -> None:
         from ddl_plugin.experiment.study import load_study
 
     study = load_study(options.study)
+    if options.backend is not None:
+        study = dataclasses.replace(study, common={**study.common, "backend": options.backend})
     rows = study.chosen(options.only)
     base = base_run(study, options.output)
     runs = planned(study, rows, options.output, base)

@@ -129,7 +129,9 @@ def base_run(study: Study, output: Path) -> Run | None:
         return None
     beside = study.recipe_file().parent / settings.pretrained
     recipe = str(beside if beside.is_file() else settings.pretrained)
-    overrides = (f"seed={study.seeds[0]}",)
+    host = {key: getattr(settings, key) for key in ("backend", "amp")}
+    given = [f"{key}={value}" for key, value in host.items() if value != getattr(RunSettings, key)]
+    overrides = (f"seed={study.seeds[0]}", *given)
     row = Row(f"base model by {settings.pretrained}")
     return Run(
         row,

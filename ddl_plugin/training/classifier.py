@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from ddl_plugin.backbone.checkpoint import Backbone, require_finite
+from ddl_plugin.backbone.arrays import require_finite
 from ddl_plugin.data.faces import readable_faces
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.settings import RunSettings
+from ddl_plugin.training.backends import Backbone
 
 #: Images of one identity whose embeddings are averaged: enough for a stable mean of a large identity.
 IMAGES_PER_IDENTITY = 16

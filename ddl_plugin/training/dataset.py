@@ -19,7 +19,7 @@ from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.recipe import describe
 from ddl_plugin.settings import LOOKING_ONLY, RunSettings
-from ddl_plugin.training.machines import Machines
+from ddl_plugin.training.workers import Workers
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_FOLDER = Path("data") / SYNTHETIC
@@ -92,7 +92,7 @@ def open_dataset(
     cache: Path,
     say: Say,
     progress: bool,
-    machines: Machines | None = None,
+    machines: Workers | None = None,
 ) -> Dataset:
     """Open the records, split them and get the positive pairs, from `cache` where they still hold.
 

@@ -8,23 +8,10 @@ from collections.abc import Sequence
 from ddl_plugin.backbone.checkpoint import Backbone
 from ddl_plugin.backbone.graph_rewrite import with_fast_prelu, with_frozen_batchnorm
 from ddl_plugin.loss.gathered import GatheredLoss
-from ddl_plugin.loss.identity import IdentitySettings
 from ddl_plugin.loss.symbol import TrainingSymbol, training_symbol
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.settings import IDENTITY_LOSSES, RunSettings
-
-
-def identity_settings(settings: RunSettings) -> IdentitySettings:
-    """The identity loss of a run: the preset of its name, with what the recipe changes."""
-    changes = {
-        name: getattr(settings, f"loss_{name}")
-        for name in ("m1", "m2", "m3", "s")
-        if getattr(settings, f"loss_{name}") is not None
-    }
-    rows = settings.ddl.identity_rows if settings.ddl is not None else "all"
-    return IdentitySettings.preset(
-        settings.identity, rows=rows, fc7_lr_mult=float(settings.fc7_lr_mult), **changes
-    )
+from ddl_plugin.training.engine import identity_settings
 
 
 def fixed_gammas(symbol: mx.sym.Symbol) -> list[str]:

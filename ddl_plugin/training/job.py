@@ -21,7 +21,6 @@ import numpy as np
 import onnx
 from tabulate import tabulate
 
-from ddl_plugin.backbone.checkpoint import Backbone, fingerprint, load_backbone, new_backbone, save_backbone
 from ddl_plugin.cli import write_json
 from ddl_plugin.data.records import Records, damaged_in_words
 from ddl_plugin.errors import UserError
@@ -30,10 +29,10 @@ from ddl_plugin.export.command import export_checked
 from ddl_plugin.export.convert import convert
 from ddl_plugin.export.graph import find_checkpoint
 from ddl_plugin.export.images import real_images
-from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe, find_recipe, load_recipe
 from ddl_plugin.settings import RunSettings
 from ddl_plugin.training import output, report
+from ddl_plugin.training.backends import Backbone, Backend, Embedder, get_backend
 from ddl_plugin.training.classifier import initial_fc7
 from ddl_plugin.training.dataset import (
     SYNTHETIC,
@@ -43,8 +42,8 @@ from ddl_plugin.training.dataset import (
     open_dataset,
     summary_rows,
 )
-from ddl_plugin.training.machines import Machines
 from ddl_plugin.training.trainer import STATE_FILE, Trainer, Validate, devices_in_words
+from ddl_plugin.training.workers import Workers
 
 _DEEPEST = 3  # base models of base models; beyond that recipes name each other in a circle
 
@@ -56,11 +55,15 @@ class Job:
     settings: RunSettings
     recipe: Path  # where the recipe lies; a base recipe is looked for beside it
     output: Path
-    contexts: Sequence[mx.Context]
+    devices: Sequence[Any]  # of settings.backend
     progress: bool = True  # progress bars, for a terminal
     lines: bool = False  # a line every few steps, for a log file
     kvstore: str | None = None  # where the devices' gradients are summed, as MXNet calls it; None: the usual
-    machines: Machines | None = None  # the other workers, where there are several
+    machines: Workers | None = None  # the other workers, where there are several
+
+    @property
+    def backend(self) -> Backend:
+        return get_backend(self.settings.backend)
 
     @property
     def workers(self) -> int:
@@ -127,20 +130,20 @@ def prepare(job: Job, backbone: Backbone, models: Path, cache: Path | None = Non
     # Opened here so that what is mistyped is said before anything is written.
     report.open_bins(settings, folder)
     report.open_protocol(settings, folder)
-    base_hash = fingerprint(backbone)
+    base_hash = job.backend.fingerprint(backbone)
     output.require_same_origin(
         models,
         {
             "the base model": base_hash,
             "the records": Records(folder, max_damaged=settings.max_damaged).fingerprint(),
-            "the number of devices": devices_in_words(len(job.contexts), job.workers),
+            "the number of devices": devices_in_words(len(job.devices), job.machines),
         },
     )
     _require_same_network(job, backbone)
     base_onnx, embed = None, None
     if settings.pretrained:
         # Saved as it trains, with `rename` applied, so that everything later reads one kind of file.
-        save_backbone(models / "base" / "model", 0, backbone.symbol, backbone.arg, backbone.aux)
+        job.backend.save_backbone(models / "base" / "model", 0, backbone)
         base_onnx = convert(f"{models / 'base' / 'model'},0", models / "base.onnx")
         embed = OnnxEmbedder(base_onnx)
     dataset = open_dataset(
@@ -168,17 +171,14 @@ def dry_run(job: Job) -> None:
     job.say(_batch_layout(job) + "\n")
     terms = trainer.first_terms()
     job.say(tabulate(terms.items(), headers=["term", "step 0"], floatfmt=".4f") + "\n")
-    planned = trainer.planned_megabytes()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    job.say(
-        f"memory: {planned:.0f} MB planned by MXNet for the graph of all devices; "
-        f"this process has reached {peak:.0f} MB with one forward and backward pass"
-    )
+    reached = f"this process has reached {peak:.0f} MB with one forward and backward pass"
+    job.say(f"memory: {'; '.join(filter(None, (trainer.memory(), reached)))}")
 
 
 def _batch_layout(job: Job) -> str:
     settings = job.settings
-    devices = len(job.contexts)
+    devices = len(job.devices)
     total = f"{settings.batch_rows} images a device, {settings.batch_rows * devices} a step on {devices} device(s)"
     if settings.sampler != "pairs":
         return f"batch: {total}"
@@ -207,20 +207,21 @@ def _runs(settings: RunSettings) -> list[RunSettings]:
 def _backbone(job: Job) -> Backbone:
     settings = job.settings
     if not settings.pretrained:
-        return new_backbone(settings.network, settings.emb_size, settings.seed)
+        return job.backend.new_backbone(settings.network, settings.emb_size, settings.seed)
     if settings.pretrained.endswith(".py"):
-        return _load(settings, str(_trained_by_recipe(_base_job(job))))
-    return _load(settings, settings.pretrained)
+        return _load(job, str(_trained_by_recipe(_base_job(job))))
+    return _load(job, settings.pretrained)
 
 
-def _load(settings: RunSettings, checkpoint: str) -> Backbone:
+def _load(job: Job, checkpoint: str) -> Backbone:
+    settings = job.settings
     try:
-        find_checkpoint(checkpoint)
+        job.backend.require_checkpoint(checkpoint)
     except UserError as error:
         raise UserError(
             f"pretrained: {error}; pretrained=PREFIX,EPOCH on the command line sets another"
         ) from error
-    return load_backbone(
+    return job.backend.load_backbone(
         checkpoint, network=settings.network, emb_size=settings.emb_size, rename=settings.rename
     )
 
@@ -248,7 +249,8 @@ def _base_job(job: Job) -> Job:
         raise UserError(
             f"{job.recipe}: pretrained: expected another recipe that trains the base model, got {name!r}"
         )
-    settings = dataclasses.replace(load_recipe(str(recipe)), seed=job.settings.seed)
+    own = job.settings
+    settings = dataclasses.replace(load_recipe(str(recipe)), seed=own.seed, backend=own.backend, amp=own.amp)
     return dataclasses.replace(job, settings=settings, recipe=recipe, output=job.output / output.PRETRAINING)
 
 
@@ -287,7 +289,7 @@ def _trainer(
     job: Job, settings: RunSettings, prepared: Prepared, folder: Path, validate: Validate | None
 ) -> Trainer:
     return Trainer(
-        settings, prepared.backbone, prepared.fc7, prepared.dataset, job.contexts, folder, validate, job.progress,
+        settings, prepared.backbone, prepared.fc7, prepared.dataset, job.devices, folder, validate, job.progress,
         job.lines, kvstore=job.kvstore, machines=job.machines,
     )  # fmt: skip
 
@@ -296,15 +298,14 @@ def _validation(job: Job, settings: RunSettings, prepared: Prepared) -> Validate
     """Mean 10-fold accuracy over val_targets, by the network as it is at that step."""
     if not settings.verbose or not settings.val_targets:
         return None
-    from ddl_plugin.backbone.embedder import MXNetEmbedder
     from ddl_plugin.evaluation.verification import verify
 
     bins = report.open_bins(settings, prepared.dataset.folder)
-    embedder: list[MXNetEmbedder] = []  # bound at the first validation
+    embedder: list[Embedder] = []  # bound at the first validation
 
     def validate(backbone: Backbone) -> tuple[float, dict[str, float]]:
         if not embedder:
-            embedder.append(MXNetEmbedder(backbone, job.contexts[0]))
+            embedder.append(job.backend.embedder(backbone, job.devices[0]))
         embedder[0].set_parameters(backbone.arg, backbone.aux)
         accuracy = {bin_set.name: verify(embedder[0], bin_set)["accuracy"] for bin_set in bins}
         values = {f"accuracy_{name}": value for name, value in accuracy.items()}
@@ -314,12 +315,14 @@ def _validation(job: Job, settings: RunSettings, prepared: Prepared) -> Validate
 
 
 def _export(job: Job, prepared: Prepared, folder: Path) -> Path:
-    """The run's ONNX file beside its folder, compared with MXNet and with the base model's graph."""
+    """The run's ONNX file beside its folder, compared with the host and with the base model's graph."""
     path, base_onnx = job.output / f"{folder.name}.onnx", prepared.base_onnx
     base = None if base_onnx is None else onnx.load(str(base_onnx))
     images = real_images(prepared.dataset.records.path)
-    checked = export_checked(find_checkpoint(folder), path, base, str(base_onnx), images)
-    text = f"{path}: MXNet and ONNX Runtime agree to {checked['parity']['max_difference']:.1e} on unit embeddings"
+    checked = export_checked(
+        find_checkpoint(folder), path, base, str(base_onnx), images, open_network=job.backend.open_network
+    )
+    text = f"{path}: {job.backend.TITLE} and ONNX Runtime agree to {checked['parity']['max_difference']:.1e} on unit embeddings"
     if base is not None:
         text += ", graph identical to the base model's"
     job.say(text)
@@ -356,8 +359,8 @@ def _announce(job: Job, settings: RunSettings | None) -> None:
 def _require_same_network(job: Job, backbone: Backbone) -> None:
     if job.machines is None:
         return
-    graph = hashlib.sha256(backbone.symbol.tojson().encode()).hexdigest()[:16]
-    job.machines.require_same({"the network's graph": graph, "--devices": len(job.contexts)})
+    graph = hashlib.sha256(job.backend.graph_of(backbone).encode()).hexdigest()[:16]
+    job.machines.require_same({"the network's graph": graph, "--devices": len(job.devices)})
 
 
 # -- the end -----------------------------------------------------------------------------------------
@@ -376,8 +379,8 @@ def _report(
     similarities = {name: values for name, (_, values) in measured.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     notes = [
-        f"{settings.max_steps} steps of {settings.batch_rows * len(job.contexts) * job.workers} images on "
-        f"{', '.join(str(c) for c in job.contexts)}"
+        f"{settings.max_steps} steps of {settings.batch_rows * len(job.devices) * job.workers} images on "
+        f"{', '.join(str(c) for c in job.devices)}"
         f"{'' if job.workers == 1 else f' of each of {job.workers} workers'}, seed {settings.seed}",
         *(f"{name}: {s['seconds']:.0f} s, {s['images_per_second']:.0f} images/s" for name, s in speeds.items()),
         f"peak memory of the process {peak:.0f} MB",

@@ -19,20 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.errors import CheckError, UserError
+from ddl_plugin.errors import UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.training.ending import Guard, exit_code, in_words
 from ddl_plugin.training.link import Door, Link, UnreachableError, connect, own_address
 from ddl_plugin.training.roles import ROOT_URI, meeting_place, require_environment
+from ddl_plugin.training.workers import WorkerLostError
 
 _PATIENCE = 60.0  # seconds of waiting after which it is said what for
 #: What a lost worker leaves running: MXNet's servers and scheduler wait for it too.
 END_THE_REST = "end the scheduler and the servers by hand"
 _GRACE = 10.0  # seconds that sums may still be on their way once another worker has ended
-
-
-class WorkerLostError(CheckError):
-    """Another worker is gone, or has ended while this one waits for it."""
 
 
 class Machines:
@@ -41,6 +38,10 @@ class Machines:
     What exchanges something is to be called by all workers in the same order. It raises `WorkerLostError` where
     another worker is gone; nothing can be exchanged after that.
     """
+
+    kind = "machines"
+    stops_together = False  # Ctrl-C ends one, and with it the others
+    remedy = END_THE_REST
 
     def __init__(self, store: Any, link: Link | None = None, guard: Guard | None = None):
         """`store`: a KVStore. `link`: to the other workers. `guard`: of the interpreter's end."""

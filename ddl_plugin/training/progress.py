@@ -49,21 +49,27 @@ def _short(terms: dict[str, float], rate: float) -> str:
 
 
 @contextmanager
-def interrupts() -> Iterator[list]:
-    """A list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once."""
+def interrupts(launched: bool = False) -> Iterator[list]:
+    """A list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once.
+
+    `launched`: by a program that passes Ctrl-C on to processes that have got it already, and ends them where one has
+    failed: then neither the second one nor SIGTERM interrupts.
+    """
     received: list[int] = []
 
     def note(number, frame) -> None:
-        if received:
+        if received and not launched:
             raise KeyboardInterrupt
         received.append(number)
 
+    numbers = (signal.SIGINT, signal.SIGTERM) if launched else (signal.SIGINT,)
     try:
-        before = signal.signal(signal.SIGINT, note)
+        before = {number: signal.signal(number, note) for number in numbers}
     except ValueError:  # not in the main thread: whoever started the thread handles signals
         yield received
         return
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

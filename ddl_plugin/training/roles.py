@@ -1,4 +1,4 @@
-"""Which part this process plays in a training on several machines, read from MXNet's own DMLC_* environment.
+"""Which part this process plays in a training by several: read from MXNet's own DMLC_* environment, or torchrun's.
 
 Asked before MXNet is imported: the import of a scheduler or a server does not return.
 """
@@ -47,6 +47,26 @@ def require_environment(kvstore: str | None) -> None:
             raise UserError(
                 f"{name}: expected a whole number >= 1, got {text!r} in the environment; {_REMEDY}"
             )
+
+
+#: What torchrun sets in every process that it starts.
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched_processes() -> int:
+    """How many processes torchrun has started, 1 where it has not; `UserError` where its environment is incomplete."""
+    missing = [name for name in _TORCHRUN if name not in os.environ]
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 1
+    if missing:
+        raise UserError(
+            f"torchrun: expected {', '.join(_TORCHRUN)} in the environment, got no {', '.join(missing)}; start the "
+            f"processes with torchrun, or unset RANK and WORLD_SIZE"
+        )
+    text = os.environ["WORLD_SIZE"]
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"WORLD_SIZE: expected a whole number >= 1, got {text!r} in the environment")
+    return int(text)
 
 
 def meeting_place() -> str:

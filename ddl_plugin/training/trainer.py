@@ -1,4 +1,4 @@
-"""One fine-tuning run: steps, log, validation, checkpoints, resuming."""
+"""One fine-tuning run: steps, log, validation, checkpoints, resuming. On which host, its engine knows."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.backbone.checkpoint import Arrays, Backbone, save_backbone
-from ddl_plugin.data.iterator import BatchIterator, pixels_description
 from ddl_plugin.data.sampler import Share
 from ddl_plugin.errors import CheckError, UserError
-from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe
 from ddl_plugin.registry import get_sampler
 from ddl_plugin.settings import LOOKING_ONLY, Degradation, RunSettings
+from ddl_plugin.training.backends import get_backend
 from ddl_plugin.training.dataset import Dataset
-from ddl_plugin.training.graph import fixed_gammas, gathered_loss, training_graph
+from ddl_plugin.training.engine import Arrays, Batches, Outcome, Pixels, identity_settings, learning_rate
 from ddl_plugin.training.log import NoLog, RunLog
-from ddl_plugin.training.machines import END_THE_REST, Machines, WorkerLostError
-from ddl_plugin.training.module import StepModule, of_bytes
 from ddl_plugin.training.progress import Progress, interrupts
 from ddl_plugin.training.state import RunState, load_state, save_state
+from ddl_plugin.training.workers import WorkerLostError, Workers
 
 STATE_FILE = "state.npz"
 _EPOCH_OF_LAST = 1  # the number in model-0001.params: a run has one last model, and one best
 _SAVE_EVERY = 600.0  # seconds of training that a crash may cost
 
 #: validate(backbone) -> (score, values for the log); the best checkpoint is that of the highest score.
-Validate = Callable[[Backbone], tuple[float, dict[str, float]]]
+Validate = Callable[[Any], tuple[float, dict[str, float]]]
+Note = Callable[[Sequence[Outcome]], None]
 
 
 class Trainer:
@@ -51,78 +49,79 @@ class Trainer:
     def __init__(
         self,
         settings: RunSettings,
-        backbone: Backbone,
+        backbone: Any,
         fc7: np.ndarray,
         dataset: Dataset,
-        contexts: Sequence[mx.Context],
+        devices: Sequence[Any],
         folder: Path,
         validate: Validate | None = None,
         progress: bool = True,
         lines: bool = False,
         *,
         kvstore: str | None = None,
-        machines: Machines | None = None,
+        machines: Workers | None = None,
     ):
-        """`kvstore`: where the gradients of several devices are summed; None: on the GPUs, if there are any."""
+        """`backbone` and `devices` are those of `settings.backend`; `kvstore`: of MXNet's, where the gradients of
+        several devices are summed."""
         self._settings = settings
+        self._backend = get_backend(settings.backend)
         self._backbone = backbone
         self._fc7 = fc7
         self._dataset = dataset
-        self._contexts = list(contexts)
+        self._devices = len(devices)
         self._folder = folder
         self._validate = validate
         self._progress, self._lines = progress, lines
-        self._kvstore = kvstore or ("device" if self._contexts[0].device_type == "gpu" else "local")
         self._machines = machines
         self._rank, self._workers = (machines.rank, machines.workers) if machines else (0, 1)
         self._best = -math.inf
         self._saved_step: int | None = None  # of the state file
-        self._planned = 0.0
+        self._asked = False  # to stop, by a worker of several that stop together
         self._rates: list[float] = []  # one a step
         self.damaged: dict[int, str] = {}  # record number -> what is wrong with it, of those met by `run`
         sampler = get_sampler(settings.sampler).build(
             dataset.records.labels, dataset.partition, dataset.pairs, settings.ddl,
-            rows=settings.batch_rows, devices=self._workers * len(self._contexts), seed=settings.seed,
+            rows=settings.batch_rows, devices=self._workers * self._devices, seed=settings.seed,
             options=dict(settings.sampler_options),
         )  # fmt: skip
         self._sampler = Share(sampler, self._rank, self._workers)
-        self._graph = training_graph(settings, backbone, len(fc7), self._contexts)
-        self._gathered = gathered_loss(settings, backbone.emb_size, self._contexts)
+        self._engine = self._backend.engine(
+            settings, backbone, len(fc7), devices, self._sampler.rows, kvstore=kvstore, machines=machines
+        )
 
     # -- the run ---------------------------------------------------------------------------------
 
-    def run(self, *, resume: bool = False) -> Backbone:
+    def run(self, *, resume: bool = False) -> Any:
         """Train to `max_steps`; returns the last backbone. `resume` continues an unfinished run.
 
         Ctrl-C finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN or
         another worker is lost, `UserError` where an image cannot be read: what was trained until then is saved.
         """
         state = self._starting_point(resume)
-        module = self._bound_module(state)
+        self._engine.start(state)
         log = RunLog(self._folder, state.step) if self._rank == 0 else NoLog()
         try:
-            with self._iterator(state.step) as batches, interrupts() as interrupted:
+            with self._batches(state.step) as batches, interrupts(self._together) as interrupted:
                 self.damaged = batches.damaged
-                self._steps(module, batches, log, state.step, interrupted)
+                self._steps(batches, log, state.step, interrupted)
         finally:
             log.close()
-        trained = self._trained(module)
+        trained = self._trained()
         self._require_finite({**trained.arg, **trained.aux}, self._settings.max_steps)
         self._save("model", trained)
         return trained
 
     def first_terms(self) -> dict[str, float]:
         """The loss terms of step 0, without training."""
-        module = self._bound_module(self._beginning())
-        with self._iterator(0) as batches:
-            module.forward_backward(batches.next())
-            mx.nd.waitall()
-            self._planned = module.planned_megabytes()
-            return self._terms(module)
+        self._engine.start(self._beginning())
+        with self._batches(0) as batches:
+            self._engine.forward_backward(batches.next(), 0)
+            (outcome,) = self._engine.outcomes(wait=True)
+        return outcome.terms
 
-    def planned_megabytes(self) -> float:
-        """What MXNet planned for the graph of all devices in `first_terms`."""
-        return self._planned
+    def memory(self) -> str:
+        """In words, what the graph of `first_terms` takes of memory; '' where that is not known."""
+        return self._engine.memory()
 
     def median_rate(self) -> float:
         """Median images/s over the steps of `run`; 0 before the first."""
@@ -143,162 +142,148 @@ class Trainer:
         step = self._machines.publish(state.step)
         return dataclasses.replace(state, step=step, optimizer=self._machines.publish_bytes(state.optimizer))
 
-    def _steps(self, module, batches: BatchIterator, log: RunLog, start: int, interrupted: list) -> None:
+    def _steps(self, batches: Batches, log: RunLog | NoLog, start: int, interrupted: list) -> None:
         settings = self._settings
         saved = time.monotonic()
+        rate = 0.0
         with Progress(
             settings.loss, start, settings.max_steps, bar=self._progress, lines=self._lines
         ) as progress:
+
+            def note(outcomes: Sequence[Outcome]) -> None:
+                for known in outcomes:
+                    lr = learning_rate(settings, known.step)
+                    log.write("train", known.step, {**known.terms, "lr": lr, "images_per_second": rate})
+                    progress.done(known.step, known.terms, rate)
+
             if 0 < start < settings.max_steps and self._due(start):
-                self._look(module, log, start)  # a state is saved before its validation
+                self._look(log, start)  # a state is saved before its validation
             for step in range(start, settings.max_steps):
                 began = time.perf_counter()
-                batch = self._next_batch(batches, module, step)
-                terms = self._step(module, batch, step)
+                batch = self._next_batch(batches, step, note)
+                outcomes = self._step(batch, step, bool(interrupted), note)
                 rate = self._workers * self._sampler.rows / (time.perf_counter() - began)
                 self._rates.append(rate)
-                log.write("train", step, {**terms, "lr": self._lr(step), "images_per_second": rate})
-                progress.done(step, terms, rate)
-                due = self._due(step + 1)
-                if interrupted or due or time.monotonic() - saved > _SAVE_EVERY:
-                    self._save_state(module, step + 1)
+                note(outcomes)
+                due, stop = self._due(step + 1), self._stops(interrupted, outcomes)
+                if stop or due or time.monotonic() - saved > _SAVE_EVERY:
+                    self._settle(note)
+                    self._save_state(step + 1)
                     saved = time.monotonic()
-                if interrupted:
+                if stop:
+                    self._wait_for_worker_0()
                     raise KeyboardInterrupt(self._interrupted_after(step + 1))
                 if due and step + 1 < settings.max_steps:
-                    self._look(module, log, step + 1)
-            self._look(module, log, settings.max_steps)
+                    self._look(log, step + 1)
+            self._settle(note)
+            self._look(log, settings.max_steps)
 
-    def _step(self, module, batch, step: int) -> dict[str, float]:
-        """Train on one batch; returns its terms. Where that fails, what was trained before is saved."""
-        # Dropout draws from MXNet's generator; seeded by the step, a resumed run draws the same.
-        mx.random.seed(self._settings.seed * 1_000_003 + step + 499_979 * self._rank)
-        statistics = module.statistics()
-        module.forward_backward(batch)
+    def _step(self, batch: Any, step: int, stopping: bool, note: Note) -> list[Outcome]:
+        """Train on one batch; returns what has become known. Where that fails, what was trained before is saved."""
         try:
-            terms = self._terms(module)
-            self._stop_at_nan(module, step, terms, statistics)
-            module.update()
+            self._engine.forward_backward(batch, step, stopping)
+            outcomes = self._finite(self._engine.outcomes(), note)
+            self._engine.update(step)
         except WorkerLostError as lost:
-            self._save_before(module, step, statistics)
+            self._settle(note)
+            self._save_before(step)
             raise WorkerLostError(self._after_loss(lost, step)) from lost
-        mx.nd.waitall()
-        return terms
+        return outcomes
+
+    def _settle(self, note: Note) -> None:
+        """Wait for what is not known yet of the steps that were made."""
+        outcomes = self._finite(self._engine.outcomes(wait=True), note)
+        note(outcomes)
+        self._asked |= any(known.stopping for known in outcomes)
+
+    @property
+    def _together(self) -> bool:
+        return self._machines is not None and self._machines.stops_together
+
+    def _stops(self, interrupted: list, outcomes: Sequence[Outcome]) -> bool:
+        """Whether to stop after this step. Workers that stop together all say the same after the same step: they all
+        know of a step's outcome in the next one, also where one has waited for it before."""
+        if not self._together:
+            return bool(interrupted)
+        self._asked |= any(known.stopping for known in outcomes)
+        return self._asked
+
+    def _wait_for_worker_0(self) -> None:
+        """Where all workers stop: until worker 0 has saved. torchrun ends all processes soon after the first ends."""
+        if self._together:
+            self._machines.publish(None)
 
     def _due(self, step: int) -> bool:
         """Whether the state is saved, and validated, after so many steps."""
         return self._settings.verbose > 0 and step % self._settings.verbose == 0
 
-    def _next_batch(self, batches: BatchIterator, module, step: int):
+    def _next_batch(self, batches: Batches, step: int, note: Note) -> Any:
         """The batch of `step`; where an image cannot be read, what was trained is saved first."""
         try:
             return batches.next()
         except UserError as error:
             if step == 0 or self._rank > 0:
                 raise
-            self._save_state(module, step)
+            self._settle(note)
+            self._save_state(step)
             raise UserError(
                 f"{error}; the run stopped at step {step}, its state is saved in {self._folder / STATE_FILE}: "
                 f"mend that record and continue with --resume"
             ) from error
 
-    def _look(self, module, log: RunLog, step: int) -> None:
+    def _look(self, log: RunLog | NoLog, step: int) -> None:
         """Validate; keep the best."""
         if self._validate is None:
             return
-        trained = self._trained(module)
+        trained = self._trained()
         score, values = self._validate(trained)
         log.write("validation", step, values)
         if score > self._best:
             self._best = score
             self._save("best", trained)
 
-    # -- the module ------------------------------------------------------------------------------
+    # -- what a run is made of ---------------------------------------------------------------------
 
     def _fc7_arrays(self) -> Arrays:
         arrays = {"fc7_weight": self._fc7}
-        if "fc7_bias" in self._graph.symbol.list_arguments():
+        if not identity_settings(self._settings).margin_softmax:
             arrays["fc7_bias"] = np.zeros(len(self._fc7), np.float32)
         return arrays
 
-    def _bound_module(self, state: RunState) -> StepModule:
-        rows = self._sampler.rows
-        module = StepModule(
-            of_bytes(self._graph.symbol), self._contexts, gathered=self._gathered, machines=self._machines
-        )
-        module.bind([pixels_description(rows)], [("softmax_label", (rows,))])
-        module.init_params(
-            arg_params={name: mx.nd.array(array) for name, array in state.arg.items()},
-            aux_params={name: mx.nd.array(array) for name, array in state.aux.items()},
-        )  # allow_missing stays False: nothing is random unless the recipe says so
-        module.init_optimizer(
-            kvstore=self._kvstore,
-            optimizer="sgd",
-            optimizer_params={
-                "learning_rate": self._settings.lr,
-                "momentum": self._settings.mom,
-                "wd": self._settings.wd,
-                "rescale_grad": 1.0 / len(self._contexts),
-                "lr_scheduler": self._schedule(),
-                "begin_num_update": state.step,
-            },
-        )
-        if state.optimizer:
-            module.set_optimizer_state(state.optimizer)
-        return module
-
-    def _schedule(self):
-        steps = self._settings.lr_steps
-        if not steps:
-            return None
-        return mx.lr_scheduler.MultiFactorScheduler(list(steps), factor=0.1, base_lr=self._settings.lr)
-
-    def _lr(self, step: int) -> float:
-        return self._settings.lr * 0.1 ** sum(step >= s for s in self._settings.lr_steps)
-
-    def _iterator(self, start: int) -> BatchIterator:
+    def _batches(self, start: int) -> Batches:
         partition, settings = self._dataset.partition, self._settings
         degradations = [d.degradation for d in partition.distributions] if partition else [Degradation()]
-        return BatchIterator(
-            self._dataset.records, self._sampler, self._dataset.records.labels, degradations,
-            mirror=settings.data_rand_mirror, seed=settings.seed, start=start, threads=settings.num_threads,
+        records = self._dataset.records
+        pixels = Pixels(
+            records, self._sampler, records.labels, degradations, mirror=settings.data_rand_mirror, seed=settings.seed,
             first_row=self._sampler.first_row, whole_rows=self._workers * self._sampler.rows,
             max_damaged=settings.max_damaged,
         )  # fmt: skip
+        return self._engine.batches(pixels, start, settings.max_steps)
 
-    def _terms(self, module) -> dict[str, float]:
-        """Mean over the devices of all workers of every term, by name."""
-        by_name = dict(zip(module.output_names, module.get_outputs(), strict=True))
-        terms = {"ce_loss": float(by_name["ce_loss_output"].asnumpy().mean())}
-        if self._gathered is not None:
-            terms |= self._gathered.terms()
-        elif self._graph.term_names:
-            values = by_name[f"{self._settings.loss}_terms_output"].asnumpy().mean(axis=0)
-            terms |= dict(zip(self._graph.term_names, map(float, values), strict=True))
-        return terms if self._machines is None else self._machines.mean(terms)
+    # -- what goes wrong ---------------------------------------------------------------------------
 
-    def _stop_at_nan(self, module, step: int, terms: dict[str, float], statistics: list) -> None:
-        """`CheckError` naming the first term that is not finite; `statistics` are those before this step."""
-        values = dict(terms)
-        loss = f"{self._settings.loss}_loss"  # a registered loss need not be among its own terms
-        if self._gathered is not None:
-            values[loss] = self._gathered.loss()
-        elif self._graph.term_names:
-            values[loss] = float(module.get_outputs()[2].asnumpy().mean())
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if not bad:
-            return
-        embedding = module.get_outputs()[0].asnumpy()
-        where = f"loss term {bad[0]!r} is {values[bad[0]]}"
-        if not np.isfinite(embedding).all():
-            rows = int((~np.isfinite(embedding).all(axis=1)).sum())
-            where = f"the network's embedding has NaN in {rows} of {len(embedding)} rows, so {where}"
-        self._save_before(module, step, statistics)
-        raise CheckError(
-            f"step {step}: {where}; {self._kept()}; start anew with a lower lr or weight of that term"
-        )
+    def _finite(self, outcomes: list[Outcome], note: Note) -> list[Outcome]:
+        """`outcomes`; `CheckError` naming the first term of one that is not finite, after what was trained is saved."""
+        for place, known in enumerate(outcomes):
+            values = {**known.terms, **known.losses}
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            if not bad:
+                continue
+            note(outcomes[:place])
+            where = f"loss term {bad[0]!r} is {values[bad[0]]}"
+            if known.bad_rows:
+                where = (
+                    f"the network's embedding has NaN in {known.bad_rows} of {known.rows} rows, so {where}"
+                )
+            self._save_before(known.step)
+            self._wait_for_worker_0()
+            raise CheckError(
+                f"step {known.step}: {where}; {self._kept()}; start anew with a lower lr or weight of that term"
+            )
+        return outcomes
 
-    def _require_finite(self, arrays: Mapping[str, Any], step: int) -> None:
+    def _require_finite(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """`CheckError` naming an array that the update before `step` has ruined."""
         bad = _first_not_finite(arrays)
         if bad is not None:
@@ -313,7 +298,7 @@ class Trainer:
             resume = ", with --resume if worker 0 has saved a state"
         else:
             resume = "" if self._saved_step is None else " with --resume"
-        return f"{lost}, in step {step}; {self._kept()}; {END_THE_REST}, and start all again{resume}"
+        return f"{lost}, in step {step}; {self._kept()}; {self._machines.remedy}, and start all again{resume}"
 
     def _interrupted_after(self, steps: int) -> str:
         if self._rank > 0:
@@ -330,44 +315,36 @@ class Trainer:
 
     # -- saving ----------------------------------------------------------------------------------
 
-    def _trained(self, module) -> Backbone:
-        arg, aux = module.get_params()
-        arrays = {name: arg[name].asnumpy() for name in self._backbone.arg}
-        arrays |= {name: np.ones_like(arrays[name]) for name in fixed_gammas(self._backbone.symbol)}
+    def _trained(self) -> Any:
+        arg, aux = self._engine.arrays()
+        arrays = {name: arg[name] for name in self._backbone.arg}
+        # Weight decay moves them where several devices train; readers other than the host take what is stored.
+        arrays |= {name: np.ones_like(arrays[name]) for name in self._engine.fixed_gammas}
         return dataclasses.replace(
             self._backbone,
             arg=arrays,
-            aux={name: aux[name].asnumpy() for name in self._backbone.aux},
+            aux={name: aux[name] for name in self._backbone.aux},
             source=str(self._folder),
-            fc7=arg["fc7_weight"].asnumpy(),
+            fc7=arg["fc7_weight"],
         )
 
-    def _save(self, name: str, backbone: Backbone) -> None:
+    def _save(self, name: str, backbone: Any) -> None:
         if self._rank > 0:
             return
-        save_backbone(self._folder / name, _EPOCH_OF_LAST, backbone.symbol, backbone.arg, backbone.aux)
+        self._backend.save_backbone(self._folder / name, _EPOCH_OF_LAST, backbone)
 
-    def _save_before(self, module, step: int, statistics: list) -> None:
-        """Save what was trained before `step`, if that can be used.
+    def _save_before(self, step: int) -> None:
+        """Save what was trained before `step`, if that can be used."""
+        self._engine.undo(step)
+        if step > 0 and _first_not_finite(*self._engine.arrays()) is None:
+            self._save_state(step)
 
-        The update of `step` has not been made, but BatchNorm has taken it into its statistics.
-        """
-        module.restore_statistics(statistics)
-        if step > 0 and _first_not_finite(*module.get_params()) is None:
-            self._save_state(module, step)
-
-    def _save_state(self, module, next_step: int) -> None:
+    def _save_state(self, next_step: int) -> None:
         if self._rank > 0:
             return
-        arg, aux = module.get_params()
+        arg, aux = self._engine.arrays()
         self._require_finite({**arg, **aux}, next_step)
-        state = RunState(
-            next_step,
-            {name: array.asnumpy() for name, array in arg.items()},
-            {name: array.asnumpy() for name, array in aux.items()},
-            module.optimizer_state(),
-            self._best,
-        )
+        state = RunState(next_step, arg, aux, self._engine.optimizer_state(), self._best)
         save_state(self._folder / STATE_FILE, state, self._identification())
         self._saved_step = next_step
 
@@ -376,22 +353,23 @@ class Trainer:
         settings = {k: v for k, v in describe(self._settings).items() if k not in LOOKING_ONLY}
         return {
             **settings,
-            "number of devices": devices_in_words(len(self._contexts), self._workers),
+            "number of devices": devices_in_words(self._devices, self._machines),
             "number of images": len(self._dataset.records),
             "number of identities": len(self._fc7),
         }
 
 
-def devices_in_words(devices: int, workers: int) -> int | str:
+def devices_in_words(devices: int, workers: Workers | None) -> int | str:
     """2, or '2 on each of 3 machines': a state is of as many as it was saved on."""
-    return devices if workers == 1 else f"{devices} on each of {workers} machines"
+    if workers is None or workers.workers == 1:
+        return devices
+    return f"{devices} on each of {workers.workers} {workers.kind}"
 
 
-def _first_not_finite(*groups: Mapping[str, Any]) -> str | None:
-    """Name of the first array, NumPy or MXNet, that holds NaN or infinity."""
+def _first_not_finite(*groups: Mapping[str, np.ndarray]) -> str | None:
+    """Name of the first array that holds NaN or infinity."""
     for arrays in groups:
         for name, array in arrays.items():
-            values = array if isinstance(array, np.ndarray) else array.asnumpy()
-            if not np.isfinite(values).all():
+            if not np.isfinite(array).all():
                 return name
     return None

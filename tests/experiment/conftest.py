@@ -7,26 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from ddl_plugin.backbone.checkpoint import new_backbone, save_backbone
 from ddl_plugin.data.synthetic import generate
 
 
 @pytest.fixture(scope="session")
-def study_data(tmp_path_factory) -> tuple[Path, str]:
+def study_data(tmp_path_factory, save_new_model) -> tuple[Path, str]:
     """The folder of 8 identities with 8 images, and 'PREFIX,EPOCH' of a small network."""
     folder = tmp_path_factory.mktemp("study")
     generate(folder / "synthetic", identities=8, images=8, processes=1, progress=False)
-    backbone = new_backbone("tiny", 16, seed=1)
-    save_backbone(folder / "tiny", 0, backbone.symbol, backbone.arg, backbone.aux)
-    return folder / "synthetic", f"{folder / 'tiny'},0"
+    return folder / "synthetic", save_new_model(folder / "tiny")
 
 
 @pytest.fixture
-def write_study(tmp_path, study_data) -> Callable[..., Path]:
+def write_study(tmp_path, study_data, backend) -> Callable[..., Path]:
     """write_study(text): mine.py with the recipe `small` of 2 steps beside it, and `study` changed by `text`."""
     data, base = study_data
     recipe = f"""config = dict(
     dataset_path={str(data)!r}, attributes="attributes.npz", pretrained={base!r}, max_steps=2, loss_s=16.0,
+    backend={backend!r},
     ddl=dict(b=3, easy="abs(yaw) < 20", hard=["abs(yaw) > 30"]), val_targets=["hard"],
 )
 """

@@ -7,8 +7,8 @@ from ddl_plugin.export.convert import convert
 from ddl_plugin.export.departure import departures, explain
 from ddl_plugin.export.graph import find_checkpoint
 from ddl_plugin.export.images import as_input, random_images
-from ddl_plugin.export.mxnet_network import MXNetNetwork
-from ddl_plugin.export.parity import compare_runtimes
+from ddl_plugin.export.parity import TOLERANCE, compare_runtimes
+from ddl_plugin.training.backends import get_backend
 
 
 @pytest.fixture
@@ -17,8 +17,14 @@ def exported(checkpoint, tmp_path):
 
 
 @pytest.fixture
-def network(checkpoint):
-    return MXNetNetwork(find_checkpoint(checkpoint))
+def open_network(backend):
+    """The host that the export is compared with: MXNet where it is installed."""
+    return get_backend(backend).open_network
+
+
+@pytest.fixture
+def network(checkpoint, open_network):
+    return open_network(find_checkpoint(checkpoint))[0]
 
 
 def scaled(model, name, factor, channels=slice(None)):
@@ -68,9 +74,8 @@ def test_a_wrong_input_and_a_wrong_shape_are_departures(network, exported):
     model = onnx.load(exported)
     pool = next(n for n in model.graph.node if n.name == "pool0")
     next(a for a in pool.attribute if a.name == "strides").ints[:] = [2, 2]
-    assert "'pool0' (AveragePool): given MXNet's values as its inputs, its output has shape" in explain(
-        network, model, batch()
-    )
+    said = f"'pool0' (AveragePool): given {network.title}'s values as its inputs, its output has shape"
+    assert said in explain(network, model, batch())
 
 
 def test_chunks_do_not_change_what_is_found(network, exported, monkeypatch):
@@ -81,17 +86,17 @@ def test_chunks_do_not_change_what_is_found(network, exported, monkeypatch):
     assert [(e.name, e.relative) for e in departures(network, onnx.load(exported), batch())] == whole
 
 
-def test_parity_names_the_node(checkpoint, exported):
+def test_parity_names_the_node(checkpoint, exported, open_network):
     model = onnx.load(exported)
     scaled(model, "relu0_gamma", 1.5)
     onnx.save(model, exported)
     with pytest.raises(CheckError, match=r"worst on .*; the first node that departs is 'relu0' \(PRelu\)"):
-        compare_runtimes(checkpoint, exported)
+        compare_runtimes(checkpoint, exported, None, TOLERANCE, open_network)
 
 
-def test_not_a_number_names_its_node(checkpoint, exported):
+def test_not_a_number_names_its_node(checkpoint, exported, open_network):
     model = onnx.load(exported)
     scaled(model, "bn0_beta", np.nan)
     onnx.save(model, exported)
     with pytest.raises(CheckError, match=r"not finite; the first node that departs is 'bn0'"):
-        compare_runtimes(checkpoint, exported)
+        compare_runtimes(checkpoint, exported, None, TOLERANCE, open_network)

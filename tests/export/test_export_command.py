@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from ddl_plugin.export import __main__ as command
+from ddl_plugin.export import latency
 from ddl_plugin.export.graph import find_checkpoint
 from ddl_plugin.export.params import load_params, save_params
 
@@ -16,6 +17,7 @@ def in_process(*arguments):
     return command.main([str(argument) for argument in arguments])
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 def test_exports_checks_and_reports(checkpoint, tmp_path):
     output, report = tmp_path / "out" / "m.onnx", tmp_path / "report.json"
     done = subprocess.run(
@@ -69,6 +71,7 @@ def test_failed_base_check_exits_1_and_leaves_no_file(checkpoint, tmp_path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 def test_failed_parity_exits_1_and_keeps_the_old_file(checkpoint, tmp_path, capsys):
     (tmp_path / "m.onnx").write_text("old")
     assert in_process(checkpoint, "--output", tmp_path / "m.onnx", "--tolerance", "1e-12") == 1
@@ -227,7 +230,11 @@ def test_importing_the_package_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_y1_with_real_faces(shared_data, tmp_path, capsys):
+@pytest.mark.usefixtures("needs_mxnet")
+def test_y1_with_real_faces(shared_data, tmp_path, capsys, monkeypatch):
+    # How long it takes is no part of this test.
+    monkeypatch.setattr(latency, "_FEWEST", 1)
+    monkeypatch.setattr(latency, "_SECONDS", 0)
     report = tmp_path / "report.json"
     y1, faces = shared_data / "y1_ms1m", shared_data / "lfw112_dev" / "val.rec"
     arguments = (

@@ -13,7 +13,6 @@ from ddl_plugin.export.graph import (
     model_files,
     parse_symbol,
 )
-from ddl_plugin.mxnet_setup import mx
 
 
 def node(name, op="null", inputs=(), **more):
@@ -48,7 +47,7 @@ def test_cut_renumbers_the_edges():
     assert cut(parse_symbol(json.dumps(shifted), "s.json"), "loss_output").nodes == graph.nodes
 
 
-def test_cut_agrees_with_mxnet(checkpoint):
+def test_cut_agrees_with_mxnet(checkpoint, mx):
     path = find_checkpoint(checkpoint).symbol
     internals = mx.sym.load(str(path)).get_internals()
     for output in ("bn0_output", "conv1_output", "pool0_output", "fc1_output"):

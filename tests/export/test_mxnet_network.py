@@ -10,6 +10,17 @@ from ddl_plugin.export.mxnet_network import MXNetNetwork
 from ddl_plugin.mxnet_setup import mx
 
 
+def test_the_checkpoint_of_these_tests_is_one_that_mxnet_writes(checkpoint):
+    symbol, files = embedding_network(), find_checkpoint(checkpoint)
+    assert files.symbol.read_text() == symbol.tojson()
+    written = mx.nd.load(str(files.params))
+    expected = (
+        {f"{kind}:{n}": a.shape for n, a in part.items()}
+        for kind, part in zip(("arg", "aux"), random_params(symbol, 112), strict=True)
+    )
+    assert {name: array.shape for name, array in written.items()} == next(expected) | next(expected)
+
+
 def over_the_batch():
     """An embedding divided by a mean over the whole batch, as InsightFace's GNAP is."""
     pooled = mx.sym.Pooling(mx.sym.Variable("data"), global_pool=True, pool_type="max", kernel=(1, 1))

@@ -5,7 +5,6 @@ import pytest
 
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.params import load_params, save_params
-from ddl_plugin.mxnet_setup import mx
 
 TYPES = ("float32", "float64", "float16", "uint8", "int32", "int8", "int64")
 
@@ -17,7 +16,7 @@ def arrays():
     return arg, {"bn_moving_mean": rng.normal(size=5).astype(np.float32)}
 
 
-def prefixed(arg, aux):
+def prefixed(mx, arg, aux):
     named = {f"arg:{k}": mx.nd.array(v, dtype=v.dtype) for k, v in arg.items()}
     return {**named, **{f"aux:{k}": mx.nd.array(v, dtype=v.dtype) for k, v in aux.items()}}
 
@@ -37,20 +36,20 @@ def packed(*arrays, names=("arg:a",), magic=0x112):
     )
 
 
-def test_reads_what_mxnet_writes(arrays, tmp_path):
-    mx.nd.save(str(tmp_path / "a.params"), prefixed(*arrays))
+def test_reads_what_mxnet_writes(arrays, tmp_path, mx):
+    mx.nd.save(str(tmp_path / "a.params"), prefixed(mx, *arrays))
     arg, aux = load_params(tmp_path / "a.params")
     same(arg, arrays[0])
     same(aux, arrays[1])
 
 
-def test_writes_the_bytes_that_mxnet_writes(arrays, tmp_path):
-    mx.nd.save(str(tmp_path / "mx.params"), prefixed(*arrays))
+def test_writes_the_bytes_that_mxnet_writes(arrays, tmp_path, mx):
+    mx.nd.save(str(tmp_path / "mx.params"), prefixed(mx, *arrays))
     save_params(tmp_path / "own.params", *arrays)
     assert (tmp_path / "own.params").read_bytes() == (tmp_path / "mx.params").read_bytes()
 
 
-def test_strided_and_big_endian_arrays_are_written_in_order(tmp_path):
+def test_strided_and_big_endian_arrays_are_written_in_order(tmp_path, mx):
     array = np.arange(12, dtype=">f4").reshape(3, 4).T
     save_params(tmp_path / "a.params", {"a": array}, {})
     np.testing.assert_array_equal(mx.nd.load(str(tmp_path / "a.params"))["arg:a"].asnumpy(), array)
@@ -76,23 +75,27 @@ DATA = np.arange(6, dtype="<f4")
 CONTEXT_GPU1 = struct.pack("<iii", 2, 1, 0)
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        struct.pack("<III", 2, 2, 3),
-        struct.pack("<IIqq", 0xF993FAC8, 2, 2, 3),
-        struct.pack("<IiIqq", 0xF993FAC9, 0, 2, 2, 3),
-        struct.pack("<Iiiqq", 0xF993FACA, 0, 2, 2, 3),
-    ],
-    ids=["legacy", "V1", "V2", "V3"],
-)
-def test_every_version_of_the_format_and_arrays_from_gpus(head, tmp_path):
-    path = tmp_path / "a.params"
-    path.write_bytes(packed(head + CONTEXT_GPU1 + DATA.tobytes()))
-    np.testing.assert_array_equal(load_params(path)[0]["a"], DATA.reshape(2, 3))
-    # MXNet agrees about the bytes (its build without CUDA moves the array to the CPU). V3 needs its NumPy mode.
-    with mx.util.np_shape(head[:4] == struct.pack("<I", 0xF993FACA)):
-        np.testing.assert_array_equal(mx.nd.load(str(path))["arg:a"].asnumpy(), DATA.reshape(2, 3))
+HEADS = {
+    "legacy": struct.pack("<III", 2, 2, 3),
+    "V1": struct.pack("<IIqq", 0xF993FAC8, 2, 2, 3),
+    "V2": struct.pack("<IiIqq", 0xF993FAC9, 0, 2, 2, 3),
+    "V3": struct.pack("<Iiiqq", 0xF993FACA, 0, 2, 2, 3),
+}
+
+
+@pytest.mark.parametrize("version", HEADS)
+def test_every_version_of_the_format_and_arrays_from_gpus(version, tmp_path):
+    (tmp_path / "a.params").write_bytes(packed(HEADS[version] + CONTEXT_GPU1 + DATA.tobytes()))
+    np.testing.assert_array_equal(load_params(tmp_path / "a.params")[0]["a"], DATA.reshape(2, 3))
+
+
+@pytest.mark.parametrize("version", HEADS)
+def test_mxnet_agrees_about_the_bytes_of_every_version(version, tmp_path, mx):
+    """Its build without CUDA moves the array to the CPU; V3 needs its NumPy mode."""
+    (tmp_path / "a.params").write_bytes(packed(HEADS[version] + CONTEXT_GPU1 + DATA.tobytes()))
+    with mx.util.np_shape(version == "V3"):
+        loaded = mx.nd.load(str(tmp_path / "a.params"))["arg:a"].asnumpy()
+    np.testing.assert_array_equal(loaded, DATA.reshape(2, 3))
 
 
 def test_mapped_arrays_are_the_file_itself(arrays, tmp_path):

@@ -3,7 +3,6 @@ import copy
 import numpy as np
 import onnx
 import pytest
-from export_networks import embedding_network, random_params
 
 from ddl_plugin.errors import CheckError
 from ddl_plugin.export.convert import read_model, to_model
@@ -11,7 +10,6 @@ from ddl_plugin.export.cost import check_same_cost, cost
 from ddl_plugin.export.graph import find_checkpoint, parse_symbol
 from ddl_plugin.export.params import load_params, save_params
 from ddl_plugin.export.sameness import check_same_graph, same_graph
-from ddl_plugin.mxnet_setup import mx
 
 
 def weight(graph, name):
@@ -80,7 +78,9 @@ def test_operator_sets_are_compared(checkpoint):
     assert same_graph(model, other) == ["operator sets: ai.onnx 13 against ai.onnx 14"]
 
 
-def test_another_network_is_another_graph(checkpoint):
+def test_another_network_is_another_graph(checkpoint, mx):
+    from export_networks import embedding_network, random_params
+
     symbol = mx.sym.FullyConnected(
         embedding_network().get_internals()["pool0_output"], num_hidden=16, name="fc1"
     )

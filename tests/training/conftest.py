@@ -1,92 +1,48 @@
-"""A small drawn data set, a base model with random weights, and runs of the command that several tests look at."""
+"""A base model of MXNet, its workers as threads, and runs of the command that several tests look at."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
+from small_runs import (  # noqa: F401 - fixtures
+    EMBEDDING,
+    dataset_of,
+    fc7,
+    run_train,
+    settings_of,
+    small_synthetic,
+    train_command,
+    train_in_background,
+    write_recipe,
+)
 
-from ddl_plugin.backbone.checkpoint import Backbone, new_backbone, save_backbone
-from ddl_plugin.data.attributes import AttributeTable
-from ddl_plugin.data.pairs import build_pairs
-from ddl_plugin.data.partition import build_partition
-from ddl_plugin.data.records import Records
-from ddl_plugin.data.synthetic import generate
 from ddl_plugin.errors import CheckError, UserError
-from ddl_plugin.mxnet_setup import mx
-from ddl_plugin.settings import DDLSettings, RunSettings
-from ddl_plugin.training.dataset import Dataset
-from ddl_plugin.training.link import Door, connect
-from ddl_plugin.training.machines import Machines
 
-IDENTITIES, EMBEDDING = 10, 16
-RULES = {"easy": "abs(yaw) < 20", "hard": ("abs(yaw) > 30",)}
+if TYPE_CHECKING:
+    from ddl_plugin.backbone.checkpoint import Backbone
 
 
 @pytest.fixture(scope="session")
-def small_synthetic(tmp_path_factory) -> Path:
-    """The embedded data set with 10 identities of 8 images."""
-    folder = tmp_path_factory.mktemp("data") / "synthetic"
-    generate(folder, identities=IDENTITIES, images=8, processes=1, progress=False)
-    return folder
+def backbone(needs_mxnet) -> Backbone:
+    from ddl_plugin.backbone.checkpoint import new_backbone
 
-
-@pytest.fixture(scope="session")
-def backbone() -> Backbone:
     return new_backbone("tiny", EMBEDDING, seed=1)
 
 
 @pytest.fixture(scope="session")
 def base_checkpoint(tmp_path_factory, backbone) -> str:
     """'PREFIX,EPOCH' of `backbone`."""
+    from ddl_plugin.backbone.checkpoint import save_backbone
+
     prefix = tmp_path_factory.mktemp("base") / "tiny"
     save_backbone(prefix, 0, backbone.symbol, backbone.arg, backbone.aux)
     return f"{prefix},0"
-
-
-@pytest.fixture(scope="session")
-def settings_of(small_synthetic) -> Callable[..., RunSettings]:
-    """settings_of(ddl={...}, **changes): settings of a run on `small_synthetic`, 18 images a step."""
-
-    def make(ddl: dict | None = None, **changes) -> RunSettings:
-        values = {
-            "dataset_path": str(small_synthetic), "attributes": "attributes.npz", "pretrained": "given",
-            "lr": 0.01, "loss_s": 16.0, "max_steps": 3,
-            "ddl": DDLSettings(**{"b": 3, **RULES, **(ddl or {})}),
-        }  # fmt: skip
-        return RunSettings(**{**values, **changes})
-
-    return make
-
-
-def pooled(images: np.ndarray) -> np.ndarray:
-    """Stands in for a base model: 8x8 means of the pixels, float32 (n, 588)."""
-    n = len(images)
-    return images.reshape(n, 14, 8, 14, 8, 3).mean(axis=(2, 4)).reshape(n, -1).astype(np.float32) - 100
-
-
-@pytest.fixture(scope="session")
-def dataset_of(small_synthetic) -> Callable[[RunSettings], Dataset]:
-    def make(settings: RunSettings) -> Dataset:
-        records = Records(small_synthetic)
-        table = AttributeTable.load(small_synthetic / "attributes.npz")
-        partition = build_partition(records, settings.ddl, table)
-        pairs = build_pairs(records, partition, pooled, b=settings.ddl.b, progress=False)
-        return Dataset(small_synthetic, records, partition, pairs)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def fc7() -> np.ndarray:
-    return np.random.default_rng(5).normal(0, 0.1, (IDENTITIES, EMBEDDING)).astype(np.float32)
 
 
 # -- several workers, as threads ----------------------------------------------------------------------------
@@ -96,6 +52,9 @@ class Store:
     """One worker's KVStore, which adds up as MXNet's does. A key's first value is worker 0's; then a push makes it the sum of all pushes."""
 
     def __init__(self, rank, shared, barrier):
+        from ddl_plugin.mxnet_setup import mx
+
+        self._mx = mx
         self.rank, self.num_workers = rank, barrier.parties
         self._shared, self._barrier = shared, barrier
 
@@ -117,13 +76,15 @@ class Store:
         total = self._shared[key] if pushed[0] is None else sum(pushed)
         assert total.shape == outs[0].shape
         for array in outs:
-            array[:] = mx.nd.array(total, dtype=total.dtype)
+            array[:] = self._mx.nd.array(total, dtype=total.dtype)
         self._barrier.wait(20)
 
 
 @pytest.fixture
-def everywhere() -> Callable[..., list]:
+def everywhere(needs_mxnet) -> Callable[..., list]:
     """everywhere(function) -> what function(machines) returns or raises in each of 3 workers, by rank."""
+    from ddl_plugin.training.link import Door, connect
+    from ddl_plugin.training.machines import Machines
 
     def run(function, workers=3, linked=False):
         shared, barrier = {}, threading.Barrier(workers)
@@ -151,61 +112,9 @@ def everywhere() -> Callable[..., list]:
 
 # -- the command -------------------------------------------------------------------------------------
 
-RECIPE = """
-from easydict import EasyDict
-config = EasyDict()
-config.loss = "ddl"
-config.dataset_path = {dataset!r}
-config.attributes = "attributes.npz"
-config.pretrained = {pretrained!r}
-config.ddl = EasyDict(b=3, easy="abs(yaw) < 20", hard=["abs(yaw) > 30"])
-config.max_steps = 16
-config.lr = 0.02
-config.loss_s = 16.0
-config.verbose = 5
-config.val_targets = ["easy"]
-"""
-
 
 @pytest.fixture(scope="session")
-def write_recipe(small_synthetic, base_checkpoint) -> Callable[..., Path]:
-    """write_recipe(folder, *lines, dataset=, pretrained=): a recipe of 16 steps with `lines` at its end."""
-
-    def write(folder: Path, *lines: str, dataset=small_synthetic, pretrained: str = base_checkpoint) -> Path:
-        path = folder / "small.py"
-        path.write_text("\n".join([RECIPE.format(dataset=str(dataset), pretrained=pretrained), *lines, ""]))
-        return path
-
-    return write
-
-
-def start_train(*arguments: object) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "ddl_plugin.train", *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def run_train(*arguments: object) -> subprocess.CompletedProcess:
-    process = start_train(*arguments, "--quiet")
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-@pytest.fixture(scope="session")
-def train_command() -> Callable[..., subprocess.CompletedProcess]:
-    """train_command(recipe, ...): `python -m ddl_plugin.train ... --quiet` in a process of its own."""
-    return run_train
-
-
-@pytest.fixture(scope="session")
-def train_in_background() -> Callable[..., subprocess.Popen]:
-    return start_train
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, write_recipe) -> tuple[Path, subprocess.CompletedProcess]:
+def finished(tmp_path_factory, write_recipe) -> tuple[Path, subprocess.CompletedProcess]:  # noqa: F811
     """The output folder of a finished run with its baseline, and what the command printed."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_recipe(folder, "config.baseline = True")

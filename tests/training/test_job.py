@@ -5,7 +5,6 @@ import json
 import pytest
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.recipe import describe
 from ddl_plugin.training import job as module
 from ddl_plugin.training import output
@@ -16,7 +15,7 @@ from ddl_plugin.training.job import Job, carry_out
 def job_of(settings_of, tmp_path):
     def make(**changes):
         return Job(
-            settings_of(**changes), tmp_path / "small.py", tmp_path / "out", [mx.cpu()], progress=False
+            settings_of(**changes), tmp_path / "small.py", tmp_path / "out", ["cpu(0)"], progress=False
         )
 
     return make

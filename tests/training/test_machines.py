@@ -10,7 +10,7 @@ from ddl_plugin.cli import INTERRUPTED
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.training import machines as module
-from ddl_plugin.training.machines import WorkerLostError
+from ddl_plugin.training.workers import WorkerLostError
 
 WORKERS = 3  # of `everywhere`, unless told
 

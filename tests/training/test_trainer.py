@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import types
 
@@ -11,13 +12,16 @@ import pytest
 
 from ddl_plugin import registry
 from ddl_plugin.data.iterator import planes
+from ddl_plugin.data.record_file import RecordFile
 from ddl_plugin.errors import CheckError, UserError
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.settings import IDENTITY_LOSSES
+from ddl_plugin.training import mxnet_engine
 from ddl_plugin.training import trainer as module
 from ddl_plugin.training.graph import training_graph
-from ddl_plugin.training.machines import WorkerLostError
+from ddl_plugin.training.machines import END_THE_REST
 from ddl_plugin.training.trainer import STATE_FILE, Trainer
+from ddl_plugin.training.workers import WorkerLostError
 
 ONE, TWO = [mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]
 
@@ -45,7 +49,7 @@ def batches(monkeypatch):
     """What the trainer's iterator gave; `batches.before[step]` is called before the batch of that step."""
     seen = types.SimpleNamespace(data=[], labels=[], steps=[], before={})
 
-    class Recording(module.BatchIterator):
+    class Recording(mxnet_engine.BatchIterator):
         def next(self):
             batch = super().next()
             seen.before.get(batch.step, lambda: None)()
@@ -54,7 +58,7 @@ def batches(monkeypatch):
             seen.labels.append(batch.label[0].asnumpy())
             return batch
 
-    monkeypatch.setattr(module, "BatchIterator", Recording)
+    monkeypatch.setattr(mxnet_engine, "BatchIterator", Recording)
     return seen
 
 
@@ -219,7 +223,7 @@ def test_first_terms_train_nothing(settings_of, backbone, dataset, fc7, train, t
     folder = tmp_path / "dry"
     trainer = Trainer(settings_of(), backbone, fc7, dataset, ONE, folder, None, False)
     terms = trainer.first_terms()
-    assert trainer.planned_megabytes() > 1
+    assert re.fullmatch(r"[1-9]\d* MB planned by MXNet for the graph of all devices", trainer.memory())
     assert not folder.exists()
     train(settings_of(max_steps=1))
     (logged,) = rows(tmp_path / "run")
@@ -279,6 +283,8 @@ def test_scope_global_resumes(settings_of, train, batches):
 
 class Fellows:
     """Machines whose other workers have nothing to add; one is lost in the step `lose_in`."""
+
+    kind, stops_together, remedy = "machines", False, END_THE_REST
 
     def __init__(self, rank=0, start=0, optimizer=b"", lose_in=None, workers=1):
         self.rank, self.workers = rank, workers
@@ -559,18 +565,17 @@ def test_an_image_that_cannot_be_read_costs_nothing(
 ):
     settings = settings_of(max_steps=4)
     whole = train(settings, folder="whole")
-    records = type(dataset.records)
-    good, broken = records.image, {}
+    good, broken = RecordFile.image, {}
 
-    def image(self, i):
-        if broken.get(i):
-            raise UserError(f"{self.path}: record {self.keys[i]} is no image")
-        return good(self, i)
+    def image(self, key, *place):
+        if broken.get(key):
+            raise UserError(f"{self.path}: record {key} is no image")
+        return good(self, key, *place)
 
     earlier = {p for step in (0, 1) for p in module_positions(settings, dataset, step)}
     first = next(p for p in module_positions(settings, dataset, 2) if p not in earlier)
-    broken[int(first)] = True
-    monkeypatch.setattr(records, "image", image)
+    broken[int(first) + 1] = True
+    monkeypatch.setattr(RecordFile, "image", image)
     message = (
         rf"record {first + 1} is no image; the run stopped at step 2, its state is saved in .*state\.npz"
     )
@@ -604,10 +609,10 @@ def module_positions(settings, dataset, step):
 def test_an_unreadable_image_at_the_first_step_leaves_no_state(
     settings_of, train, dataset, tmp_path, monkeypatch
 ):
-    def image(self, i):
+    def image(self, *place):
         raise UserError("record 1 is no image")
 
-    monkeypatch.setattr(type(dataset.records), "image", image)
+    monkeypatch.setattr(RecordFile, "image", image)
     with pytest.raises(UserError, match=r"^record 1 is no image$"):
         train(settings_of())
     assert not (tmp_path / "run" / STATE_FILE).exists()

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from ddl_plugin.mxnet_setup import mx
-from ddl_plugin.training.graph import fixed_gammas, identity_settings, training_graph
+from ddl_plugin.training.engine import identity_settings
+from ddl_plugin.training.graph import fixed_gammas, training_graph
 
 CPU, GPU = [mx.cpu(0), mx.cpu(1)], [mx.gpu(0)]
 

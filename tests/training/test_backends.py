@@ -1,0 +1,43 @@
+"""Which backend is chosen, and what is said where its framework is not there."""
+
+import importlib
+
+import pytest
+
+from ddl_plugin.errors import UserError
+from ddl_plugin.training.backends import get_backend
+
+
+@pytest.mark.parametrize(("name", "other"), [("mxnet", "torch"), ("torch", "mxnet")])
+def test_the_other_backend_is_named_where_it_is_installed(monkeypatch, name, other):
+    def absent(module):
+        raise UserError("It is not installed; pip install it")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package == other or None)
+    with pytest.raises(
+        UserError, match=rf"^It is not installed; pip install it; or train with --backend {other}, which"
+    ):
+        get_backend(name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(UserError, match=r"^It is not installed; pip install it$"):
+        get_backend(name)
+
+
+def test_an_unknown_backend():
+    with pytest.raises(UserError, match="backend: expected one of mxnet, torch, got 'jax'"):
+        get_backend("jax")
+
+
+def test_the_parts_that_both_share_know_neither(tmp_path):
+    """In a process of its own, in which both are missing."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "sys.modules['mxnet'] = sys.modules['torch'] = None\n"
+        "import ddl_plugin.training.job, ddl_plugin.training.trainer, ddl_plugin.train, ddl_plugin.experiment.runner\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
