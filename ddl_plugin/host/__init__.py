@@ -1,1 +1,1 @@
-"""Joining InsightFace's own MXNet trainers, unmodified, as `--loss ddl`."""
+"""Joining InsightFace's own trainers, unmodified: MXNet's as `--loss ddl`, PyTorch's as `config.loss = 'ddl'`."""

@@ -1,4 +1,7 @@
-"""`python -m ddl_plugin.host ARCFACE_MXNET_DIR -- ARGUMENTS`: InsightFace's own trainer, with our losses known to it."""
+"""`python -m ddl_plugin.host FOLDER -- ARGUMENTS`: InsightFace's own trainer, with our losses known to it.
+
+FOLDER is its arcface_mxnet or its arcface_torch, which is seen by what it holds.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any
 
 from ddl_plugin.cli import Parser, run, split_devices
 from ddl_plugin.errors import UserError
+from ddl_plugin.host.arcface_torch.checkout import is_one as is_arcface_torch
 from ddl_plugin.host.checkout import Checkout, inspect
 from ddl_plugin.host.entry import entry_from_recipe
 from ddl_plugin.host.join import register
@@ -24,18 +28,26 @@ from ddl_plugin.training.roles import is_server, let_ctrl_c_end
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m ddl_plugin.host",
-        usage="%(prog)s ARCFACE_MXNET_DIR [options] -- ARGUMENTS OF ITS TRAINER",
-        description="Run InsightFace's MXNet trainer, unmodified, with --loss ddl known to it.",
-        epilog="Example: python -m ddl_plugin.host insightface/recognition/arcface_mxnet --recipe recipes/vgg2_pose.py "
-        "-- --network r50 --loss ddl --dataset vgg2 --pretrained models/r50/model --pretrained-epoch 0",
+        usage="%(prog)s FOLDER [options] -- ARGUMENTS OF ITS TRAINER",
+        description="Run InsightFace's own trainer, unmodified, with the loss ddl known to it: recognition/arcface_mxnet "
+        "(--loss ddl) or recognition/arcface_torch (config.loss = 'ddl').",
+        epilog="Examples: python -m ddl_plugin.host insightface/recognition/arcface_mxnet --recipe recipes/vgg2_pose.py "
+        "-- --network r50 --loss ddl --dataset vgg2 --pretrained models/r50/model --pretrained-epoch 0; "
+        "torchrun --nproc_per_node=8 -m ddl_plugin.host insightface/recognition/arcface_torch -- configs/ms1mv3_r50.py",
     )
-    parser.add_argument("folder", type=Path, metavar="ARCFACE_MXNET_DIR")
-    parser.add_argument("--trainer", default="train.py", help="train.py (default) or train_parall.py")
-    parser.add_argument("--recipe", metavar="RECIPE.py", help="loss.ddl as this recipe's; else config.py's")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--trainer",
+        help="train.py (default of arcface_mxnet), train_parall.py, or train_v2.py (arcface_torch)",
+    )
+    parser.add_argument(
+        "--recipe", metavar="RECIPE.py", help="the loss as in this recipe; else as in the config"
+    )
     parser.add_argument(
         "--devices",
         metavar="cpu:0,1",
-        help="cpu, cpu:0,1, gpu or gpu:0,1; default: CUDA_VISIBLE_DEVICES, as the trainer reads it, or cpu",
+        help="of arcface_mxnet: cpu, cpu:0,1, gpu or gpu:0,1; default: CUDA_VISIBLE_DEVICES, as the trainer reads "
+        "it, or cpu",
     )
     return parser
 
@@ -46,12 +58,25 @@ def _host(arguments: Sequence[str]) -> None:
     options, others = parser.parse_known_args(ours)
     if others:
         parser.error(f"unrecognized arguments: {' '.join(others)}; what is the trainer's stands after '--'")
-    checkout = inspect(options.folder.resolve(), options.trainer)
-    on_cpu = _choose_devices(options.devices)
+    folder = options.folder.resolve()
+    if is_arcface_torch(folder):
+        if options.devices is not None:
+            parser.error(
+                "--devices: arcface_torch has one GPU a process; choose them by CUDA_VISIBLE_DEVICES"
+            )
+        from ddl_plugin.host.arcface_torch.join import host as host_torch  # which needs PyTorch
+
+        host_torch(folder, options.trainer, options.recipe, its)
+    else:
+        _host_mxnet(inspect(folder, options.trainer or "train.py"), options.devices, options.recipe, its)
+
+
+def _host_mxnet(checkout: Checkout, devices: str | None, recipe: str | None, its: list[str]) -> None:
+    on_cpu = _choose_devices(devices)
     sys.path.insert(0, str(checkout.folder))
     config = _config(checkout)
-    if options.recipe:
-        name, entry = entry_from_recipe(options.recipe, note)
+    if recipe:
+        name, entry = entry_from_recipe(recipe, note)
         config.loss[name] = entry
     register(config)
     if on_cpu:

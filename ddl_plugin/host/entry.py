@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddl_plugin.errors import UserError
+from ddl_plugin.host.batch_size import fitted
 from ddl_plugin.recipe import load_recipe, resolve
 from ddl_plugin.registry import get_loss
 from ddl_plugin.settings import (
@@ -106,22 +107,10 @@ class Entry:
 
         Raises `UserError` with the nearest valid sizes where it is not 3b(K+1).
         """
-        ddl = self.settings.ddl
-        group, students = 3 * ddl.distributions, ddl.distributions - len(ddl.teams)
-        if self.b_written:
-            if per_batch_size != ddl.rows:
-                raise UserError(
-                    f"--per-batch-size: expected {ddl.rows_in_words} = {ddl.rows} for b = {ddl.b}, K = {students}, "
-                    f"got {per_batch_size}; give --per-batch-size {ddl.rows}, or set loss.{self.name}.b: "
-                    f"{_nearest(per_batch_size, group)}"
-                )
-            return ddl
-        if per_batch_size % group or per_batch_size < 2 * group:
-            raise UserError(
-                f"--per-batch-size: expected {ddl.rows_in_words}, a multiple of {group} for K = {students}, "
-                f"got {per_batch_size}; give {_nearest(per_batch_size, group)}"
-            )
-        return dataclasses.replace(ddl, b=per_batch_size // group)
+        return fitted(
+            self.settings.ddl, per_batch_size,
+            b_written=self.b_written, size_name="--per-batch-size", b_name=f"loss.{self.name}.b",
+        )  # fmt: skip
 
     def run_settings(self, config: Mapping[str, Any], pretrained: str, ddl: DDLSettings) -> RunSettings:
         """The run as our own parts know it: data, pairs, classifier. Steps and rates are the trainer's."""
@@ -129,13 +118,6 @@ class Entry:
             self.settings, pretrained=pretrained, ddl=ddl, dataset_path=str(config["dataset_path"]),
             data_rand_mirror=bool(config.get("data_rand_mirror", True)),
         )  # fmt: skip
-
-
-def _nearest(size: int, group: int) -> str:
-    """'96 (b = 16) or 102 (b = 17)'."""
-    below = max(2, size // group)
-    choices = (below,) if size <= 2 * group or size % group == 0 else (below, below + 1)
-    return " or ".join(f"{b * group} (b = {b})" for b in choices)
 
 
 def entry_from_recipe(path: str, note: Callable[[str], None]) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 from ddl_plugin.cli import exiting
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.host import checkout
+from ddl_plugin.host.caller import calling_globals
 from ddl_plugin.host.entry import Entry
 from ddl_plugin.host.interpolation import accept_duplicates
 from ddl_plugin.registry import LOSSES
 
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 #: Tables of the config module, in the order in which generate_config is given a name in each.
 _TABLES = ("network", "dataset", "loss")
 
@@ -54,7 +53,7 @@ def register(config: ModuleType | None = None) -> None:
         loss = names.get("loss")
         configure = _in_one_line(config, names, lambda: own(*arguments, **options))
         if loss in LOSSES and LOSSES[loss].build is not None:
-            return _join(_caller(), config, configure, loss)
+            return _join(calling_globals(), config, configure, loss)
         return configure()
 
     joined = exiting(generate_config)
@@ -102,14 +101,6 @@ def _in_one_line(
             raise
 
     return wrapped
-
-
-def _caller() -> dict[str, Any]:
-    """Globals of the module that called `generate_config`: the first frame outside this package."""
-    frame = sys._getframe(1)
-    while frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return frame.f_globals
 
 
 def _join(trainer: dict[str, Any], config: ModuleType, configure: Callable[[], Any], loss: str) -> Any:

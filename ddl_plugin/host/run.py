@@ -12,15 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.backbone.checkpoint import (
-    Backbone,
-    expected_shapes,
-    fingerprint,
-    load_backbone,
-    renamed,
-    require_finite,
-    require_match,
-)
+from ddl_plugin.backbone.arrays import renamed, require_finite, require_match
+from ddl_plugin.backbone.checkpoint import Backbone, expected_shapes, fingerprint, load_backbone
 from ddl_plugin.cli import exiting
 from ddl_plugin.data.faces import SHAPE
 from ddl_plugin.data.records import Records

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from ddl_plugin.data.records import RecordWriter
-from ddl_plugin.mxnet_setup import mx
 
 SMALL_HOST = Path(__file__).parent / "small_host"
 IDENTITIES, EMBEDDING = 12, 16
@@ -46,7 +45,7 @@ def small_records(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory) -> Path:
+def small_checkpoint(tmp_path_factory, mx) -> Path:
     """Prefix of epoch 0 of the small trainer's network, with random weights."""
     prefix = tmp_path_factory.mktemp("checkpoint") / "small"
     sys.path.insert(0, str(SMALL_HOST))
