@@ -227,9 +227,9 @@ def test_outputs_do_not_destroy_inputs(tmp_path, root, model, capsys):
     assert "--csv: expected a file of its own" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 def test_real_faces_from_end_to_end(tmp_path, shared_data, capsys):
     """Fifty images of LFW, InsightFace's MobileFaceNet and its ONNX file: the same figures, and good ones."""
-    pytest.importorskip("mxnet")
     from ddl_plugin.export.__main__ import main as export
 
     root = runpy.run_path(str(BENCHMARKS / "ijb_faces.py"))["build"](

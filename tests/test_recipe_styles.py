@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ddl_plugin import registry
-from ddl_plugin.backbone.checkpoint import new_backbone, save_backbone
 from ddl_plugin.backbone.networks import NETWORKS as BUILT
 from ddl_plugin.data.synthetic import generate
 from ddl_plugin.errors import UserError
@@ -851,12 +850,11 @@ def test_the_docs_have_every_key_of_the_hosts_that_is_mapped():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, save_new_model):
     """A folder with a small drawn data set, `faces`, and a checkpoint, `model,3`, of an embedding of 16."""
     folder = tmp_path_factory.mktemp("place")
     generate(folder / "faces", identities=10, images=8, processes=1, progress=False)
-    backbone = new_backbone("tiny", 16, seed=1)
-    save_backbone(folder / "model", 3, backbone.symbol, backbone.arg, backbone.aux)
+    save_new_model(folder / "model", 3)
     return folder
 
 
@@ -900,10 +898,10 @@ config.margin_list, config.fp16 = (1.0, 0.0, 0.4), True
     ],
     ids=["ours", "arcface_mxnet", "arcface_torch"],
 )
-def test_a_dry_run_of_each_style(place, text, overrides, identity, notes):
+def test_a_dry_run_of_each_style(place, backend, text, overrides, identity, notes):
     (place / "config.py").write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "ddl_plugin.train", "config.py", *overrides, "--dry-run", "--quiet"],
+        [sys.executable, "-m", "ddl_plugin.train", "config.py", *overrides, "--backend", backend, "--dry-run", "--quiet"],
         cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

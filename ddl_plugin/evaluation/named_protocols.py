@@ -231,7 +231,7 @@ def _read_subjects(path: Path, everyone: np.ndarray) -> tuple[str, ...]:
     unknown = [name for name in given if _plain(name) not in known]
     if unknown or not given:
         raise UserError(
-            f"{path}: expected names of subjects such as {everyone[0]!r}, one a line, got {len(unknown)} others of "
+            f"{path}: expected names of subjects such as {everyone.tolist()[0]!r}, one a line, got {len(unknown)} others of "
             f"{len(given)}" + (f", the first is {unknown[0]!r}" if unknown else "")
         )
     twice = [name for name in dict.fromkeys(given) if given.count(name) > 1]

@@ -111,6 +111,7 @@ def test_images_of_another_size(tmp_path, images):
         embed(images[:, :96, :96])
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 def test_y1_equals_mxnet_on_real_faces(shared_data, tmp_path):
     from ddl_plugin.export.convert import convert
     from ddl_plugin.export.graph import find_checkpoint

@@ -255,6 +255,7 @@ def test_interrupted_says_that_it_can_go_on(place, monkeypatch, capsys):
     assert "the same command goes on from there" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 def test_the_trainer_takes_pairs_that_were_prepared(place):
     """Built with a checkpoint, under the recipe that the run has."""
     from ddl_plugin.backbone.checkpoint import fingerprint, load_backbone, new_backbone, save_backbone
@@ -279,6 +280,7 @@ def test_the_trainer_takes_pairs_that_were_prepared(place):
     assert not (place / "pairs.npz.part").exists()
 
 
+@pytest.mark.usefixtures("needs_mxnet")
 def test_on_real_faces_parts_are_the_whole_and_few_pairs_are_dropped(
     shared_data, tmp_path, monkeypatch, capsys
 ):
