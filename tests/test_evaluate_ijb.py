@@ -227,7 +227,7 @@ def test_outputs_do_not_destroy_inputs(tmp_path, root, model, capsys):
     assert "--csv: expected a file of its own" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("needs_mxnet")
+@pytest.mark.usefixtures("backend")
 def test_real_faces_from_end_to_end(tmp_path, shared_data, capsys):
     """Fifty images of LFW, InsightFace's MobileFaceNet and its ONNX file: the same figures, and good ones."""
     from ddl_plugin.export.__main__ import main as export

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from ddl_plugin.backbone.checkpoint import IMAGE_SHAPE, Backbone, load_backbone
+from ddl_plugin.backbone.checkpoint import IMAGE_SHAPE, Backbone
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.mxnet_setup import mx
 
 
@@ -47,10 +44,3 @@ class MXNetEmbedder:
             (output,) = self._executor.forward(is_train=False, data=mx.nd.array(data, ctx=self._context))
             result[start : start + len(part)] = output.asnumpy()[: len(part)]
         return result
-
-
-def open_embedder(model: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The embedder of an .onnx file, or of a checkpoint 'PREFIX,EPOCH' or folder of ours."""
-    if str(model).endswith(".onnx"):
-        return OnnxEmbedder(model)
-    return MXNetEmbedder(load_backbone(model))

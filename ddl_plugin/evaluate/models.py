@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddl_plugin.cli import require_distinct, uninterrupted
 from ddl_plugin.errors import UserError
-from ddl_plugin.export.graph import is_state_dict, model_files
+from ddl_plugin.export.graph import model_files
 
 MODEL = (
     "an .onnx file, a checkpoint PREFIX,EPOCH, a folder of a run such as runs/demo/ddl or a state dict of "
@@ -49,19 +48,11 @@ def open_model(model: str) -> Callable:
             from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 
         return OnnxEmbedder(model)
-    if is_state_dict(model) or (installed("torch") and not installed("mxnet")):
-        with uninterrupted():
-            from ddl_plugin.pytorch.embedder import open_embedder
-    else:
-        with uninterrupted():
-            from ddl_plugin.backbone.embedder import open_embedder
+    with uninterrupted():
+        from ddl_plugin.training.backends import backend_of
 
-    return open_embedder(model)
-
-
-def installed(package: str) -> bool:
-    """Whether it could be imported; without doing so."""
-    return importlib.util.find_spec(package) is not None
+    backend = backend_of(model)
+    return backend.embedder(backend.load_backbone(model), backend.parse_devices("cpu")[0])
 
 
 def progress_bar(name: str) -> Callable:

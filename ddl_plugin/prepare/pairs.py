@@ -172,17 +172,20 @@ def _open_model(model: str, sets: Sets) -> tuple[Embed, str]:
     if model.endswith(".onnx"):
         return OnnxEmbedder(model), sha256(model)[:16]
     with uninterrupted():
-        from ddl_plugin.backbone.checkpoint import fingerprint, load_backbone, save_backbone
         from ddl_plugin.export.convert import convert
+        from ddl_plugin.training.backends import backend_of
 
     built = {}
     if sets.recipe is not None:
         built = {name: getattr(sets.recipe, name) for name in ("network", "emb_size", "rename")}
-    backbone = load_backbone(model, **built)
+    backend = backend_of(model)
+    backbone = backend.load_backbone(model, **built)
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "model"
-        save_backbone(prefix, 0, backbone.symbol, backbone.arg, backbone.aux)
-        return OnnxEmbedder(convert(f"{prefix},0", Path(folder) / "model.onnx")), fingerprint(backbone)
+        backend.save_backbone(prefix, 0, backbone)
+        return OnnxEmbedder(convert(f"{prefix},0", Path(folder) / "model.onnx")), backend.fingerprint(
+            backbone
+        )
 
 
 class _Counted:

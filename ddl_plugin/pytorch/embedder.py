@@ -6,7 +6,8 @@ import numpy as np
 
 from ddl_plugin.backbone.arrays import IMAGE_SHAPE, Arrays
 from ddl_plugin.errors import UserError
-from ddl_plugin.pytorch.checkpoint import Backbone, load_backbone
+from ddl_plugin.pytorch.checkpoint import Backbone
+from ddl_plugin.pytorch.precision import without_tf32
 from ddl_plugin.pytorch.torch_setup import torch
 
 
@@ -33,21 +34,9 @@ class TorchEmbedder:
         if images.shape[1:] != (*sides, channels):
             raise UserError(f"{self._source}: expected images (n, 112, 112, 3), got {images.shape}")
         result = np.empty((len(images), self.emb_size), np.float32)
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), without_tf32():
             for start in range(0, len(images), self._batch):
                 part = torch.from_numpy(np.array(images[start : start + self._batch], order="C"))
                 pixels = part.to(self._device).permute(0, 3, 1, 2).float()
                 result[start : start + len(part)] = self._network(pixels).cpu().numpy()
         return result
-
-
-def _full_precision():
-    """No TF32 in cuDNN, which torch allows its convolutions; matrix products have none by default."""
-    return torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=False, allow_tf32=False
-    )
-
-
-def open_embedder(model: str) -> TorchEmbedder:
-    """The embedder of a checkpoint, a folder of ours or a state dict, on the CPU as the evaluation's others."""
-    return TorchEmbedder(load_backbone(model))

@@ -16,6 +16,7 @@ import numpy as np
 
 from ddl_plugin.cli import uninterrupted
 from ddl_plugin.errors import UserError
+from ddl_plugin.export.graph import is_state_dict
 from ddl_plugin.settings import BACKENDS, RunSettings, require
 from ddl_plugin.training.engine import Arrays, Engine
 from ddl_plugin.training.workers import Workers
@@ -53,7 +54,12 @@ class Backend(Protocol):
         """The other workers, where there are several; returns when all are there."""
 
     def load_backbone(
-        self, checkpoint: str, *, network: str | None, emb_size: int | None, rename: Mapping[str, str]
+        self,
+        checkpoint: str,
+        *,
+        network: str | None = None,
+        emb_size: int | None = None,
+        rename: Mapping[str, str] = {},
     ) -> Backbone: ...
 
     def require_checkpoint(self, checkpoint: str) -> None:
@@ -85,6 +91,12 @@ class Backend(Protocol):
 
     def open_network(self, files: Any) -> tuple[Callable[[np.ndarray], np.ndarray] | None, str]:
         """What the export is compared with, as `export.mxnet_network.open_mxnet` gives it."""
+
+
+def backend_of(checkpoint: str) -> Backend:
+    """The host that reads `checkpoint`: PyTorch a state dict, and where MXNet is not installed; else MXNet."""
+    alone = importlib.util.find_spec("mxnet") is None and importlib.util.find_spec("torch") is not None
+    return get_backend("torch" if alone or is_state_dict(checkpoint) else "mxnet")
 
 
 def get_backend(name: str) -> Backend:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ddl_plugin.backbone.checkpoint import new_backbone, save_backbone
-from ddl_plugin.backbone.embedder import MXNetEmbedder, open_embedder
+from ddl_plugin.backbone.embedder import MXNetEmbedder
 from ddl_plugin.errors import UserError
+from ddl_plugin.evaluate.models import open_model
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.export.convert import read_model
 from ddl_plugin.export.graph import find_checkpoint
@@ -92,15 +93,15 @@ def test_onnx_and_mxnet_embed_alike(tmp_path):
     backbone = network(0)
     save_backbone(tmp_path / "model", 0, backbone.symbol, backbone.arg, backbone.aux)
     (tmp_path / "model.onnx").write_bytes(read_model(find_checkpoint(tmp_path)).SerializeToString())
-    from_folder, from_onnx = open_embedder(str(tmp_path)), open_embedder(str(tmp_path / "model.onnx"))
+    from_folder, from_onnx = open_model(str(tmp_path)), open_model(str(tmp_path / "model.onnx"))
     assert isinstance(from_folder, MXNetEmbedder)
     assert isinstance(from_onnx, OnnxEmbedder)
     close(from_onnx(images(3)), from_folder(images(3)))
-    np.testing.assert_array_equal(open_embedder(f"{tmp_path / 'model'},0")(images(3)), from_folder(images(3)))
+    np.testing.assert_array_equal(open_model(f"{tmp_path / 'model'},0")(images(3)), from_folder(images(3)))
 
 
 def test_models_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match=r"none\.onnx: no such ONNX file"):
-        open_embedder(str(tmp_path / "none.onnx"))
+        open_model(str(tmp_path / "none.onnx"))
     with pytest.raises(UserError, match=r"none-symbol\.json: no such symbol file"):
-        open_embedder(f"{tmp_path / 'none'},0")
+        open_model(f"{tmp_path / 'none'},0")

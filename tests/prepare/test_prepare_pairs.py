@@ -255,18 +255,17 @@ def test_interrupted_says_that_it_can_go_on(place, monkeypatch, capsys):
     assert "the same command goes on from there" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("needs_mxnet")
-def test_the_trainer_takes_pairs_that_were_prepared(place):
+def test_the_trainer_takes_pairs_that_were_prepared(place, backend, save_new_model):
     """Built with a checkpoint, under the recipe that the run has."""
-    from ddl_plugin.backbone.checkpoint import fingerprint, load_backbone, new_backbone, save_backbone
     from ddl_plugin.recipe import load_recipe
+    from ddl_plugin.training.backends import get_backend
     from ddl_plugin.training.dataset import open_dataset
 
-    backbone = new_backbone("tiny", 16, seed=1)
-    save_backbone(place / "base", 0, backbone.symbol, backbone.arg, backbone.aux)
+    save_new_model(place / "base", 0)
     assert main(["pairs", "--recipe", "recipe.py", "pretrained=base,0", "--output", "pairs.npz"]) == 0
     settings = load_recipe("recipe.py", ["pretrained=base,0"])
-    model = fingerprint(load_backbone("base,0"))
+    reader = get_backend(backend)
+    model = reader.fingerprint(reader.load_backbone("base,0"))
 
     def embed(images):
         raise AssertionError("the pairs are there")
@@ -280,7 +279,7 @@ def test_the_trainer_takes_pairs_that_were_prepared(place):
     assert not (place / "pairs.npz.part").exists()
 
 
-@pytest.mark.usefixtures("needs_mxnet")
+@pytest.mark.usefixtures("backend")
 def test_on_real_faces_parts_are_the_whole_and_few_pairs_are_dropped(
     shared_data, tmp_path, monkeypatch, capsys
 ):

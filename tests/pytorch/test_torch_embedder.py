@@ -1,16 +1,17 @@
 """Embeddings by torch: independent of the batch, in float32, equal to the exported file's and to MXNet's."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from ddl_plugin.errors import UserError  # noqa: E402
-from ddl_plugin.evaluate.models import open_model  # noqa: E402
-from ddl_plugin.evaluation.onnx_model import OnnxEmbedder  # noqa: E402
-from ddl_plugin.export.convert import convert  # noqa: E402
-from ddl_plugin.pytorch.checkpoint import load_backbone, new_backbone, save_backbone  # noqa: E402
-from ddl_plugin.pytorch.embedder import TorchEmbedder  # noqa: E402
+from ddl_plugin.errors import UserError
+from ddl_plugin.evaluate.models import open_model
+from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
+from ddl_plugin.export.convert import convert
+from ddl_plugin.pytorch.checkpoint import load_backbone, new_backbone, save_backbone
+from ddl_plugin.pytorch.embedder import TorchEmbedder
+from ddl_plugin.pytorch.torch_setup import torch
 
 
 def network(seed, name="tiny"):
@@ -80,8 +81,7 @@ def test_it_embeds_as_the_exported_file(tmp_path):
     close(TorchEmbedder(backbone)(images(3)), exported(images(3)))
 
 
-def test_it_embeds_as_mxnet(shared_data):
-    pytest.importorskip("mxnet")
+def test_it_embeds_as_mxnet(needs_mxnet, shared_data):
     from ddl_plugin.backbone.checkpoint import load_backbone as load_in_mxnet
     from ddl_plugin.backbone.embedder import MXNetEmbedder
 
@@ -96,7 +96,8 @@ def test_it_embeds_as_mxnet(shared_data):
 def test_evaluation_takes_checkpoints_without_mxnet(tmp_path, monkeypatch):
     backbone = network(0)
     save_backbone(tmp_path / "model", 0, backbone)
-    monkeypatch.setattr("ddl_plugin.evaluate.models.installed", lambda package: package == "torch")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mxnet" else found(name))
     embed = open_model(f"{tmp_path / 'model'},0")
     assert isinstance(embed, TorchEmbedder)
     np.testing.assert_array_equal(embed(images(2)), TorchEmbedder(backbone)(images(2)))

@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from ddl_plugin.errors import UserError
+from ddl_plugin.training import backends
 from ddl_plugin.training.backends import get_backend
 
 
@@ -27,6 +28,23 @@ def test_the_other_backend_is_named_where_it_is_installed(monkeypatch, name, oth
 def test_an_unknown_backend():
     with pytest.raises(UserError, match="backend: expected one of mxnet, torch, got 'jax'"):
         get_backend("jax")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "installed", "chosen"),
+    [
+        ("model,0", {"mxnet", "torch"}, "mxnet"),
+        ("model,0", {"mxnet"}, "mxnet"),
+        ("model,0", {"torch"}, "torch"),
+        ("model,0", set(), "mxnet"),
+        ("backbone.pth", {"mxnet", "torch"}, "torch"),
+        ("backbone.pth", {"mxnet"}, "torch"),
+    ],
+)
+def test_the_host_that_reads_a_checkpoint(monkeypatch, checkpoint, installed, chosen):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package in installed or None)
+    monkeypatch.setattr(backends, "get_backend", lambda name: name)
+    assert backends.backend_of(checkpoint) == chosen
 
 
 def test_the_parts_that_both_share_know_neither(tmp_path):
