@@ -1,4 +1,4 @@
-"""Every backbone family of InsightFace's arcface_mxnet: exported, checked, compared with MXNet, loaded by insightface.
+"""Every backbone family of InsightFace's arcface_mxnet: exported, checked, compared with MXNet and PyTorch, loaded by insightface.
 
 DIR is an unmodified checkout of insightface (or its recognition/arcface_mxnet); nothing is written there. Networks are
 built by its own get_symbol() from its sample_config.py, with random parameters: what is compared is the graph.
@@ -36,7 +36,7 @@ IMAGES = 6
 TOLERANCE = 1e-4  # of unit embeddings, as the export itself has it
 HEADERS = (
     "network", "options", "nodes", "checker, strict shapes", "MXNet - ONNX Runtime", "1 - cosine",
-    "model_zoo mean, std", "model_zoo - MXNet", "s", "peak MB",
+    "model_zoo mean, std", "model_zoo - MXNet", "MXNet - PyTorch", "s", "peak MB",
 )  # fmt: skip
 
 
@@ -276,6 +276,14 @@ def _in_model_zoo(path: Path, expected: np.ndarray) -> dict[str, str]:
     }
 
 
+def _in_torch(prefix: Path, expected: np.ndarray) -> dict[str, str]:
+    from ddl_plugin.pytorch.checkpoint import load_backbone
+    from ddl_plugin.pytorch.embedder import TorchEmbedder
+
+    embed = TorchEmbedder(load_backbone(f"{prefix},0"))
+    return {"MXNet - PyTorch": _judged(_distance(embed(images()), expected)[0])}
+
+
 def _told(cell: str, step: Callable[..., dict[str, str]], *arguments: Any) -> dict[str, str]:
     """The step's cells, or why it failed in `cell`."""
     try:
@@ -290,6 +298,8 @@ def check(prefix: Path) -> dict[str, str]:
     found = _told("checker, strict shapes", _checked, path)
     found |= _told("MXNet - ONNX Runtime", _in_runtime, path, expected)
     found |= _told("model_zoo - MXNet", _in_model_zoo, path, expected)
+    if importlib.util.find_spec("torch") is not None:
+        found |= _told("MXNet - PyTorch", _in_torch, prefix, expected)
     if not spread < 0.999:  # then agreement would say nothing
         found["1 - cosine"] = f"FAILS: embeddings of different images have cosine {spread:.4f}"
     return found

@@ -39,8 +39,8 @@ _SIZE = 112
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m ddl_plugin.export",
-        description="Write a checkpoint's embedding as ONNX, after comparing it with MXNet. "
-        "Exit code 1: a check failed, nothing is written.",
+        description="Write a checkpoint's embedding as ONNX, after comparing it with MXNet, or with PyTorch where MXNet "
+        "is not installed. Exit code 1: a check failed, nothing is written.",
     )
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?",

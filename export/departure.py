@@ -19,8 +19,8 @@ from onnx import helper
 ROUNDING = 1e-4
 #: A few images show what an operator does; the outputs of every operator at a large batch would not fit in memory.
 IMAGES = 4
-_CHUNK = 64 << 20  # bytes of MXNet's outputs that are held at a time
-_PREFIXES = ("_minusscalar_", "_mulscalar_")  # that the export puts before MXNet's names in the preamble
+_CHUNK = 64 << 20  # bytes of the host's outputs that are held at a time
+_PREFIXES = ("_minusscalar_", "_mulscalar_")  # that the export puts before the graph's names in the preamble
 
 
 class Reference(Protocol):
@@ -70,11 +70,11 @@ def explain(network: Reference, model: onnx.ModelProto, batch: np.ndarray) -> st
 
 
 def departures(network: Reference, model: onnx.ModelProto, batch: np.ndarray) -> Iterator[Departure]:
-    """Each ONNX node that has a counterpart in MXNet, in order, with how far its output is from MXNet's."""
+    """Each ONNX node that has a counterpart in the host, in order, with how far its output is from the host's."""
     shapes = network.shapes(batch.shape)
     groups = list(_groups(model, shapes))
     for chunk in _chunks(groups, shapes):
-        wanted = {mxnet for group in chunk for mxnet in (group.name, *group.sources.values())}
+        wanted = {name for group in chunk for name in (group.name, *group.sources.values())}
         values = network.values([name for name in shapes if name in wanted], batch)
         for group in chunk:
             yield _compare(model, group, values, batch, network.title)
@@ -82,13 +82,12 @@ def departures(network: Reference, model: onnx.ModelProto, batch: np.ndarray) ->
 
 @dataclass(frozen=True)
 class _Group:
-    """The ONNX nodes that compute one MXNet node's output from other MXNet nodes' outputs."""
+    """The ONNX nodes that compute the output of one of the host's nodes from those of others."""
 
     nodes: tuple[onnx.NodeProto, ...]
-    name: str  # in MXNet
-    sources: dict[
-        str, str
-    ]  # {ONNX value: name in MXNet} of its inputs; the model's own input is not among them
+    name: str  # in the host
+    #: {ONNX value: name in the host} of its inputs; the model's own input is not among them.
+    sources: dict[str, str]
 
 
 def _counterpart(value: str, known: dict[str, tuple[int, ...]]) -> str | None:
@@ -113,9 +112,9 @@ def _groups(model: onnx.ModelProto, known: dict[str, tuple[int, ...]]) -> Iterat
             source = pending.pop()
             if not source or source in inputs or source in weights:
                 continue
-            mxnet = counterpart.get(source)
-            if mxnet is not None:
-                sources[source] = mxnet
+            known_as = counterpart.get(source)
+            if known_as is not None:
+                sources[source] = known_as
             elif producers.get(source) is not None and producers[source] not in places:
                 places.add(producers[source])
                 pending += model.graph.node[producers[source]].input
@@ -123,7 +122,7 @@ def _groups(model: onnx.ModelProto, known: dict[str, tuple[int, ...]]) -> Iterat
 
 
 def _chunks(groups: list[_Group], shapes: dict[str, tuple[int, ...]]) -> Iterator[list[_Group]]:
-    """Consecutive groups whose MXNet values take `_CHUNK` bytes together, one group at least."""
+    """Consecutive groups whose values in the host take `_CHUNK` bytes together, one group at least."""
     chunk: list[_Group] = []
     held: set[str] = set()
     for group in groups:
@@ -140,7 +139,7 @@ def _chunks(groups: list[_Group], shapes: dict[str, tuple[int, ...]]) -> Iterato
 def _compare(
     model: onnx.ModelProto, group: _Group, values: dict[str, np.ndarray], batch: np.ndarray, host: str
 ) -> Departure:
-    """The group's nodes run alone in ONNX Runtime on MXNet's values of their inputs."""
+    """The group's nodes run alone in ONNX Runtime on the host's values of their inputs."""
     last = group.nodes[-1]
     expected = values[group.name]
     feeds = {source: values[name] for source, name in group.sources.items()}

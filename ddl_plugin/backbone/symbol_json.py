@@ -67,7 +67,7 @@ def _depth_first(graph: Graph) -> list[int]:
 
 def _outputs(node: Node) -> int:
     if node.op == "Pooling":  # oneDNN, with which MXNet is built, keeps where each maximum was
-        return 1 if node.text("pool_type", "max") == "avg" else 2
+        return 2 if node.text("pool_type", "max") == "max" else 1
     return _OUTPUTS.get(node.op, 1)
 
 

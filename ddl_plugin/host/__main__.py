@@ -6,6 +6,7 @@ FOLDER is its arcface_mxnet or its arcface_torch, which is seen by what it holds
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import runpy
@@ -72,6 +73,8 @@ def _host(arguments: Sequence[str]) -> None:
 
 
 def _host_mxnet(checkout: Checkout, devices: str | None, recipe: str | None, its: list[str]) -> None:
+    if importlib.util.find_spec("mxnet") is None:
+        importlib.import_module("ddl_plugin.mxnet_setup")  # which says what to install
     on_cpu = _choose_devices(devices)
     sys.path.insert(0, str(checkout.folder))
     config = _config(checkout)

@@ -4,7 +4,7 @@ Far from the data a histogram is of the order exp(-4 gamma): 1e-87 at gamma 50, 
 hold, and the divergence needs its logarithm. So nothing here ever leaves the log domain: values and
 gradients are exact and finite without an epsilon that would bias them.
 
-`F` is `mx.nd` or `mx.sym` throughout.
+`F` is `mx.nd`, `mx.sym` or PyTorch's `Functions` throughout.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Distribution Distillation Loss (Eq. 1-7) as a pure function over `F` = `mx.nd` or `mx.sym`.
+"""The Distribution Distillation Loss (Eq. 1-7) as a pure function over `F` = `mx.nd`, `mx.sym` or PyTorch's `Functions`.
 
 No random numbers, no state, no sizes taken from tensors: the same embeddings give the same loss,
 eagerly in a test and compiled in a training graph.
@@ -135,7 +135,7 @@ def ddl_terms(F: Any, embedding: Any, settings: DDLSettings) -> Terms:
     each is by itself, with its own weights.
 
     Args:
-        F: `mx.nd` or `mx.sym`. With `mx.nd` on a GPU, call inside `with mx.gpu(i):`.
+        F: `mx.nd`, `mx.sym`, or `pytorch.functions.Functions`. With `mx.nd` on a GPU, call inside `with mx.gpu(i):`.
         embedding: (3b(K+1), D), any float dtype, of any length: per distribution b first images of the
             positive pairs, b second images in the same order, b singles of distinct identities.
         settings: b, K, weights, R, gamma, distance, mining.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ddl_plugin.data.batches import BatchSource
 from ddl_plugin.pytorch.checkpoint import Backbone
 from ddl_plugin.pytorch.identity import IdentityLoss
-from ddl_plugin.pytorch.loader import Loader, TorchBatch, loader
+from ddl_plugin.pytorch.loader import Loader, TorchBatch
 from ddl_plugin.pytorch.loss import DDLLoss
 from ddl_plugin.pytorch.network import Network
 from ddl_plugin.pytorch.optimizer import MomentumSGD
@@ -111,8 +111,9 @@ class TorchEngine:
         multipliers |= {f"fc7_{name}": own for name, own in identity.multipliers().items()}
         trained = {name: p for name, p in {**own, **self._fc7}.items() if p.requires_grad}
         self._forward = self._module
-        if self._processes is not None:  # gives worker 0's arrays to all
-            with self._processes.watched():
+        if self._processes is not None:
+            self._processes.give(self._statistics)
+            with self._processes.watched():  # gives worker 0's parameters to all
                 self._forward = torch.nn.parallel.DistributedDataParallel(
                     self._module, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
@@ -128,7 +129,7 @@ class TorchEngine:
     def batches(self, pixels: Pixels, start: int, stop: int) -> Loader:
         """By threads of this process, or for a GPU by processes, which leave Python to the training step."""
         gpu, count = self._device.type == "cuda", self._settings.num_threads
-        return loader(
+        return Loader(
             BatchSource(**pixels.arguments()), start, stop,
             workers=count if gpu else 0, threads=count, pin_memory=gpu,
         )  # fmt: skip

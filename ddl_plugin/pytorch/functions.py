@@ -11,19 +11,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ddl_plugin.pytorch.array import Array, plain
+from ddl_plugin.pytorch.precision import without_autocast
 from ddl_plugin.pytorch.torch_setup import torch
 
 Axis = int | Sequence[int] | None
-
-
-def full_precision(tensor: torch.Tensor) -> AbstractContextManager[None]:
-    """A block without autocast on the device of `tensor`: what is computed in it keeps its dtype."""
-    kind = tensor.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 class _Extreme(torch.autograd.Function):
@@ -50,13 +44,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(a, b)
-        with full_precision(a):
+        with without_autocast(a):
             return torch.matmul(a, b)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         a, b = ctx.saved_tensors
-        with full_precision(a):
+        with without_autocast(a):
             return torch.matmul(gradient, b.transpose(-2, -1)), torch.matmul(a.transpose(-2, -1), gradient)
 
 
@@ -118,6 +112,9 @@ class _Contrib:
     def __init__(self, functions: Functions):
         self._functions = functions
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._functions, f"contrib.{name}")  # which has none of that name, and says so
+
     def arange_like(
         self, data: Array, start: float = 0.0, step: float = 1.0, axis: int | None = None
     ) -> Array:
@@ -167,8 +164,9 @@ class Functions:
         return data
 
     def Cast(self, data: Array, dtype: Any) -> Array:
-        """To a whole-number dtype, or to the floating dtype of these operators: no less than is asked for."""
-        wanted = getattr(torch, str(dtype).rpartition(".")[2], None)
+        """To a whole-number dtype, or, whichever floating one is asked for, to that of these operators."""
+        name = dtype.__name__ if isinstance(dtype, type) else str(dtype).rpartition(".")[2]  # np.float32
+        wanted = getattr(torch, name, None)
         if not isinstance(wanted, torch.dtype):
             raise ValueError(f"expected a dtype such as 'float32', got {dtype!r}")
         return Array(self, data.tensor.to(self.dtype if wanted.is_floating_point else wanted))
@@ -252,8 +250,6 @@ class Functions:
     def flip(self, data: Array, axis: int | Sequence[int]) -> Array:
         return Array(self, data.tensor.flip(_axes(data.tensor, axis)))
 
-    reverse = flip
-
     def tile(self, data: Array, reps: int | Sequence[int]) -> Array:
         return Array(self, data.tensor.tile((reps,) if isinstance(reps, int) else tuple(reps)))
 
@@ -266,13 +262,6 @@ class Functions:
 
     def broadcast_like(self, lhs: Array, rhs: Array) -> Array:
         return Array(self, lhs.tensor.expand(rhs.tensor.shape))
-
-    def broadcast_axis(self, data: Array, axis: Axis, size: int | Sequence[int]) -> Array:
-        sizes = list(data.tensor.shape)
-        given = (size,) if isinstance(size, int) else size
-        for one, length in zip(_axes(data.tensor, axis), given, strict=True):
-            sizes[one] = length
-        return Array(self, data.tensor.expand(sizes))
 
     # -- choosing -----------------------------------------------------------------------------------
 
@@ -466,14 +455,11 @@ _ELEMENTWISE = {
     **{
         name: getattr(torch, name)
         for name in (
-            "abs", "ceil", "cos", "cosh", "erf", "exp", "expm1", "floor", "log", "log10", "log1p", "log2",
-            "negative", "reciprocal", "relu", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt", "square",
-            "tan", "tanh", "trunc",
+            "abs", "ceil", "cos", "erf", "exp", "expm1", "floor", "log", "log1p", "negative", "reciprocal",
+            "relu", "rsqrt", "sigmoid", "sign", "sin", "sqrt", "square", "tanh",
         )
     },
-    **{f"arc{name}": getattr(torch, f"a{name}") for name in ("cos", "cosh", "sin", "sinh", "tan", "tanh")},
-    "degrees": torch.rad2deg,
-    "radians": torch.deg2rad,
+    **{f"arc{name}": getattr(torch, f"a{name}") for name in ("cos", "sin", "tan")},
 }  # fmt: skip
 
 _TWO_ARRAYS = {
@@ -485,8 +471,6 @@ _TWO_ARRAYS = {
 
 _BROADCAST = {
     **_TWO_ARRAYS,
-    "plus": lambda a, b: a + b,
-    "minus": lambda a, b: a - b,
     "power": lambda a, b: a**b,
     "mod": lambda a, b: a % b,
     "equal": lambda a, b: a == b,

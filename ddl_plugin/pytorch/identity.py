@@ -7,7 +7,8 @@ from ddl_plugin.loss import identity as identity_loss
 from ddl_plugin.loss.identity import IdentitySettings
 from ddl_plugin.loss.terms import singles
 from ddl_plugin.pytorch.array import Array
-from ddl_plugin.pytorch.functions import Functions, full_precision
+from ddl_plugin.pytorch.functions import Functions
+from ddl_plugin.pytorch.precision import without_autocast
 from ddl_plugin.pytorch.torch_setup import torch
 from ddl_plugin.settings import DDLSettings, require
 
@@ -70,7 +71,7 @@ class IdentityLoss(torch.nn.Module):
                 f"identity: expected embeddings (n, {emb_size}) and labels (n,), got {tuple(embedding.shape)} and "
                 f"{tuple(label.shape)}"
             )
-        with full_precision(embedding):
+        with without_autocast(embedding):
             F = Functions.like(embedding)
             x, y = F.array(embedding), Array(F, label)
             if self.settings.rows == "singles":

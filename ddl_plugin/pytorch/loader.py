@@ -89,7 +89,3 @@ class Loader:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-#: As it is called: `with loader(source, start, stop, workers=2) as batches`.
-loader = Loader

@@ -9,8 +9,9 @@ from typing import Any
 from ddl_plugin.errors import UserError
 from ddl_plugin.loss.registered import build_checked, expected_shapes, wrong_shape
 from ddl_plugin.loss.scope import together
-from ddl_plugin.pytorch.functions import Functions, full_precision
+from ddl_plugin.pytorch.functions import Functions
 from ddl_plugin.pytorch.gathering import gathered, processes
+from ddl_plugin.pytorch.precision import without_autocast
 from ddl_plugin.pytorch.torch_setup import torch
 from ddl_plugin.registry import NEEDS, LossEntry, get_loss
 from ddl_plugin.settings import DDLSettings
@@ -100,7 +101,7 @@ class DDLLoss(torch.nn.Module):
                 raise UserError(
                     f"loss {self.loss!r}: expected {need} of {expected[0]} rows, got a tensor of shape {got}"
                 )
-        with full_precision(embedding):
+        with without_autocast(embedding):
             F = Functions.like(embedding)
             x, settings = F.array(embedding), self.settings
             if settings.scope == "global":

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.graph import Node
+from ddl_plugin.pytorch.precision import without_autocast
 from ddl_plugin.pytorch.torch_setup import torch
 
 F = torch.nn.functional
@@ -97,7 +98,7 @@ def fully_connected(node: Node) -> Function:
 
 def _fully_connected(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, flatten: bool) -> Tensor:
     """In the weight's precision under autocast too: the embedding is not rounded to fewer bits on its way out."""
-    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+    with without_autocast(x):
         x = x.to(weight.dtype)
         return F.linear(x.flatten(1) if flatten else x, weight, bias)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from ddl_plugin.errors import UserError
 from ddl_plugin.pytorch.torch_setup import torch
-from ddl_plugin.training.workers import WorkerLostError
+from ddl_plugin.training.workers import WorkerLostError, Workers
 
 distributed = torch.distributed
 
@@ -21,14 +20,18 @@ distributed = torch.distributed
 _PATIENCE = timedelta(days=7)
 
 
-class Processes:
-    """`training.workers.Workers` over torch.distributed: gloo between CPUs, NCCL between GPUs. A context manager."""
+class Processes(Workers):
+    """`training.workers.Workers` over torch.distributed: gloo between CPUs, NCCL between GPUs. A context manager.
+
+    group: a process group of all processes; None: the one that `join` has started.
+    """
 
     kind = "processes"
     stops_together = True
     remedy = "torchrun ends the other processes"
 
-    def __init__(self) -> None:
+    def __init__(self, group: Any | None = None) -> None:
+        self._group = group
         self.rank: int = distributed.get_rank()
         self.workers: int = distributed.get_world_size()
 
@@ -43,6 +46,12 @@ class Processes:
             raise UserError(f"torchrun: the processes do not meet ({reason})") from error
         return cls()
 
+    @classmethod
+    def beside_a_trainer(cls) -> Processes:
+        """Those that a trainer of others has joined, through a gloo group of ours: its own may be NCCL's, which takes
+        no bytes in host memory and gives up on a process that waits for minutes."""
+        return cls(distributed.new_group(backend="gloo", timeout=_PATIENCE))
+
     def __enter__(self) -> Processes:
         return self
 
@@ -52,45 +61,27 @@ class Processes:
 
     # -- what is exchanged -----------------------------------------------------------------------
 
-    def publish(self, value: Any) -> Any:
-        """Worker 0's `value`, made of what JSON has; what the others give is not looked at."""
-        return json.loads(self.publish_bytes(json.dumps(value).encode()))
-
     def publish_bytes(self, content: bytes) -> bytes:
-        """Worker 0's `content`; what the others give is not looked at."""
         with self.watched():
             size = torch.tensor([len(content)], dtype=torch.int64)
-            distributed.broadcast(size, 0)
+            distributed.broadcast(size, 0, group=self._group)
             if self.rank > 0:
                 content = bytes(int(size))
             values = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
             if len(values):
-                distributed.broadcast(values, 0)
+                distributed.broadcast(values, 0, group=self._group)
         return values.numpy().tobytes()
 
-    def require_same(self, own: Mapping[str, Any]) -> None:
-        """`UserError` in a worker for whom something is not as for worker 0; values are what JSON has."""
-        theirs = self.publish(own)
-        for key, value in json.loads(json.dumps(own)).items():
-            if theirs.get(key) != value:
-                raise UserError(
-                    f"{key}: expected {theirs.get(key)!r} as worker 0 has, got {value!r} in worker {self.rank}; "
-                    f"start all processes with the same recipe and data"
-                )
-
-    @contextlib.contextmanager
-    def worker_0_first(self) -> Iterator[None]:
-        """A block that worker 0 leaves before the others enter it."""
-        if self.rank > 0:
-            self.publish(None)
-        yield
-        if self.rank == 0:
-            self.publish(None)
+    def give(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Make each of `tensors` worker 0's, in place."""
+        with self.watched():
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0, group=self._group)
 
     def sum(self, values: torch.Tensor) -> None:
         """Make `values` the sums over all processes, in place."""
         with self.watched():
-            distributed.all_reduce(values)
+            distributed.all_reduce(values, group=self._group)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

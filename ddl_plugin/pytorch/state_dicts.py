@@ -213,9 +213,9 @@ def _named(module: str) -> str:
 
 
 def _count(values: Arrays, prefix: str) -> int:
-    """How many modules `prefix`0, `prefix`1, ... there are."""
+    """How many modules `prefix`0, `prefix`1, ... there are; a number that is left out is missed later, by name."""
     numbers = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in values)
-    return 1 + max((int(number[1]) for number in numbers if number), default=-1)
+    return len({number[1] for number in numbers if number})
 
 
 def _iresnet(layers: _Layers, values: Arrays) -> int:

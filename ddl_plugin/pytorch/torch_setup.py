@@ -9,8 +9,8 @@ from ddl_plugin.errors import UserError
 
 _PIP_LINE = "pip install 'ddl_plugin[torch]'"
 
-#: torch.compile, torch.amp.autocast(device_type) and DDP as they are used here.
-_OLDEST = (2, 3)
+#: The first whose fused SGD runs on the CPU; works with NumPy 1 and 2.
+_OLDEST = (2, 4)
 
 
 def _import_torch():

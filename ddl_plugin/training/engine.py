@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Which batches a run trains on; the fields are those of `data.iterator.BatchIterator`."""
+    """Which batches a run trains on; the fields are those of `data.batches.BatchSource`."""
 
     records: Records
     sampler: Share

@@ -7,14 +7,12 @@ all sums are there.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.training.ending import Guard, exit_code, in_words
 from ddl_plugin.training.link import Door, Link, UnreachableError, connect, own_address
 from ddl_plugin.training.roles import ROOT_URI, meeting_place, require_environment
-from ddl_plugin.training.workers import WorkerLostError
+from ddl_plugin.training.workers import WorkerLostError, Workers
 
 _PATIENCE = 60.0  # seconds of waiting after which it is said what for
 #: What a lost worker leaves running: MXNet's servers and scheduler wait for it too.
@@ -32,12 +30,8 @@ END_THE_REST = "end the scheduler and the servers by hand"
 _GRACE = 10.0  # seconds that sums may still be on their way once another worker has ended
 
 
-class Machines:
-    """This worker, number `rank` of `workers`. A context manager: leaving it without an error is a regular end.
-
-    What exchanges something is to be called by all workers in the same order. It raises `WorkerLostError` where
-    another worker is gone; nothing can be exchanged after that.
-    """
+class Machines(Workers):
+    """`training.workers.Workers` over MXNet's kvstore. Leaving the context without an error is a regular end."""
 
     kind = "machines"
     stops_together = False  # Ctrl-C ends one, and with it the others
@@ -118,36 +112,12 @@ class Machines:
         ((total,),) = self._sums({"means": [own]}).values()
         return dict(zip(values, (total.asnumpy() / self.workers).tolist(), strict=True))
 
-    def publish(self, value: Any) -> Any:
-        """Worker 0's `value`, made of what JSON has; what the others give is not looked at."""
-        return json.loads(self.publish_bytes(json.dumps(value).encode()))
-
     def publish_bytes(self, content: bytes) -> bytes:
-        """Worker 0's `content`; what the others give is not looked at."""
         size = int(self._given(np.array([len(content)], np.float64))[0])
         if self.rank > 0:
             content = bytes(size)
         words = np.frombuffer(content + bytes(-size % 4), np.float32)
         return self._given(words).tobytes()[:size] if size else b""
-
-    def require_same(self, own: Mapping[str, Any]) -> None:
-        """`UserError` in a worker for whom something is not as for worker 0; values are what JSON has."""
-        theirs = self.publish(own)
-        for key, value in json.loads(json.dumps(own)).items():
-            if theirs.get(key) != value:
-                raise UserError(
-                    f"{key}: expected {theirs.get(key)!r} as worker 0 has, got {value!r} in worker {self.rank}; "
-                    f"start all workers with the same recipe and data"
-                )
-
-    @contextlib.contextmanager
-    def worker_0_first(self) -> Iterator[None]:
-        """A block that worker 0 leaves before the others enter it."""
-        if self.rank > 0:
-            self.publish(None)
-        yield
-        if self.rank == 0:
-            self.publish(None)
 
     def _sums(self, own: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """New arrays, one where each of `own` is, with the sum over all of that name."""

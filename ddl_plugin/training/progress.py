@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on: a bar in a terminal, lines in a log file, and Ctrl-C."""
+"""What is seen of a run while it goes on: a bar in a terminal, lines in a log file; and what asks it to stop."""
 
 from __future__ import annotations
 
@@ -50,21 +50,20 @@ def _short(terms: dict[str, float], rate: float) -> str:
 
 @contextmanager
 def interrupts(launched: bool = False) -> Iterator[list]:
-    """A list that becomes non-empty at Ctrl-C; a second Ctrl-C interrupts at once.
+    """A list that becomes non-empty at Ctrl-C, or at SIGTERM, which schedulers send before they take a machine. A
+    second Ctrl-C interrupts at once.
 
-    `launched`: by a program that passes Ctrl-C on to processes that have got it already, and ends them where one has
-    failed: then neither the second one nor SIGTERM interrupts.
+    `launched`: by a program that passes Ctrl-C on to processes that have got it already: then no second one does.
     """
     received: list[int] = []
 
     def note(number, frame) -> None:
-        if received and not launched:
+        if number == signal.SIGINT and number in received and not launched:
             raise KeyboardInterrupt
         received.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if launched else (signal.SIGINT,)
     try:
-        before = {number: signal.signal(number, note) for number in numbers}
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread: whoever started the thread handles signals
         yield received
         return

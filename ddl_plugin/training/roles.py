@@ -53,11 +53,16 @@ def require_environment(kvstore: str | None) -> None:
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+def launched_by_torchrun() -> bool:
+    """Also alone: torchrun passes Ctrl-C on to its processes, which have got it already."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def launched_processes() -> int:
     """How many processes torchrun has started, 1 where it has not; `UserError` where its environment is incomplete."""
-    missing = [name for name in _TORCHRUN if name not in os.environ]
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not launched_by_torchrun():
         return 1
+    missing = [name for name in _TORCHRUN if name not in os.environ]
     if missing:
         raise UserError(
             f"torchrun: expected {', '.join(_TORCHRUN)} in the environment, got no {', '.join(missing)}; start the "

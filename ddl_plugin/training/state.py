@@ -25,7 +25,7 @@ class RunState:
     step: int  # the next step to train
     arg: dict[str, np.ndarray]
     aux: dict[str, np.ndarray]
-    optimizer: bytes  # MXNet's own serialisation of the momenta; b"" before the first step
+    optimizer: bytes  # the momenta, as the engine that trains writes them; b"" before the first step
     best: float  # best validation score so far; -inf before the first
 
 

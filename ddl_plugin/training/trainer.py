@@ -21,6 +21,7 @@ from ddl_plugin.training.dataset import Dataset
 from ddl_plugin.training.engine import Arrays, Batches, Outcome, Pixels, identity_settings, learning_rate
 from ddl_plugin.training.log import NoLog, RunLog
 from ddl_plugin.training.progress import Progress, interrupts
+from ddl_plugin.training.roles import launched_by_torchrun
 from ddl_plugin.training.state import RunState, load_state, save_state
 from ddl_plugin.training.workers import WorkerLostError, Workers
 
@@ -94,14 +95,15 @@ class Trainer:
     def run(self, *, resume: bool = False) -> Any:
         """Train to `max_steps`; returns the last backbone. `resume` continues an unfinished run.
 
-        Ctrl-C finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN or
-        another worker is lost, `UserError` where an image cannot be read: what was trained until then is saved.
+        Ctrl-C or SIGTERM finishes the step, saves, and raises KeyboardInterrupt. `CheckError` where a step gives NaN
+        or a worker is lost, another one or one that decodes, `UserError` where an image cannot be read: what was
+        trained until then is saved.
         """
         state = self._starting_point(resume)
         self._engine.start(state)
         log = RunLog(self._folder, state.step) if self._rank == 0 else NoLog()
         try:
-            with self._batches(state.step) as batches, interrupts(self._together) as interrupted:
+            with self._batches(state.step) as batches, interrupts(launched_by_torchrun()) as interrupted:
                 self.damaged = batches.damaged
                 self._steps(batches, log, state.step, interrupted)
         finally:
@@ -218,18 +220,18 @@ class Trainer:
         return self._settings.verbose > 0 and step % self._settings.verbose == 0
 
     def _next_batch(self, batches: Batches, step: int, note: Note) -> Any:
-        """The batch of `step`; where an image cannot be read, what was trained is saved first."""
+        """The batch of `step`; where there is none, what was trained is saved first."""
         try:
             return batches.next()
-        except UserError as error:
+        except (UserError, CheckError) as error:  # an image that cannot be read, a lost process that decodes
             if step == 0 or self._rank > 0:
                 raise
             self._settle(note)
             self._save_state(step)
-            raise UserError(
-                f"{error}; the run stopped at step {step}, its state is saved in {self._folder / STATE_FILE}: "
-                f"mend that record and continue with --resume"
-            ) from error
+            saved = f"the run stopped at step {step}, its state is saved in {self._folder / STATE_FILE}"
+            if isinstance(error, UserError):
+                raise UserError(f"{error}; {saved}: mend that record and continue with --resume") from error
+            raise CheckError(f"{error}; {saved}; continue with --resume") from error
 
     def _look(self, log: RunLog | NoLog, step: int) -> None:
         """Validate; keep the best."""

@@ -27,6 +27,11 @@ def test_operators_with_several_outputs_and_states():
     same(S.LeakyReLU(S.Pooling(x, kernel=(2, 2), pool_type="max", name="q"), act_type="leaky", name="l"))
 
 
+@pytest.mark.parametrize("kind", ["max", "avg", "sum"])
+def test_pooling(kind):
+    same(S.Pooling(S.Variable("x"), kernel=(2, 2), pool_type=kind, name="p"))
+
+
 @pytest.mark.parametrize("count", [10, 11])
 def test_lists_of_more_than_ten(count):
     same(S.add_n(*(S.Variable(f"v{i}") for i in range(count)), name="sum"))

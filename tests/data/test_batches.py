@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from ddl_plugin.data.batches import BatchSource
 from ddl_plugin.data.degrade import degrade
-from ddl_plugin.data.processes import ProcessBatches
+from ddl_plugin.data.processes import ProcessBatches, _Slot
 from ddl_plugin.data.randomness import RowRandom
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.data.sampler import ImageSampler, SampledBatch, Share
@@ -206,6 +207,18 @@ def test_too_many_damaged_records(tmp_path, closing, kind):
                 batches.next()
 
 
+def test_nothing_is_written_in_memory_that_is_asked_for_anew(records):
+    """Else the pixels of an older batch would pass for those that a worker failed to write."""
+    source = half_hard(records)
+    with tempfile.TemporaryFile() as memory:
+        slot = _Slot(memory.fileno(), 0, source.rows, grow=True)
+        slot.ask(source.sample(0))
+        slot.write(source.writer)
+        assert slot.written.all() and np.array_equal(slot.pixels, source.batch(0).pixels)
+        slot.ask(source.sample(1))
+        assert not slot.written.any()
+
+
 def test_a_file_that_is_gone_when_a_worker_opens_it(tmp_path, closing):
     records = Records(written(tmp_path / "set"))
     expected = half_hard(records).batch(0)
@@ -283,7 +296,11 @@ records = Records(sys.argv[1])
 source = BatchSource(records, ImageSampler(np.arange(24), 6), records.labels, [Degradation()])
 batches = ProcessBatches(source, workers=2)
 batch = batches.next()
-print(*[worker.pid for worker in batches._workers], flush=True)
+
+def wait():
+    print(*[worker.pid for worker in batches._workers], flush=True)
+    time.sleep(1000)
+
 """
 
 
@@ -296,15 +313,15 @@ def started(records, code):
 
 
 def test_no_worker_outlives_a_killed_process(records):
-    process, pids = started(records, "time.sleep(1000)")
+    process, pids = started(records, "wait()")
     process.kill()
     process.communicate()
     assert len(pids) == 2 and all(map(ended, pids))
 
 
 def test_ctrl_c_is_for_the_process_alone(records):
-    code = (
-        "try:\n    time.sleep(1000)\nexcept KeyboardInterrupt:\n"
+    code = (  # within the try when it is known here, by what is printed, that it can be interrupted
+        "try:\n    wait()\nexcept KeyboardInterrupt:\n"
         "    for _ in range(20):\n        batches.next()\n    print('went on')\n"
     )
     process, pids = started(records, code)

@@ -1,6 +1,9 @@
 """A folder of arcface_torch is known by what it has; what a loss cannot join is refused with what was looked for."""
 
+import importlib.util
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from arcface_torch_runs import checkout
@@ -78,6 +81,18 @@ def test_a_folder_of_neither_host_is_one_line(tmp_path, capsys):
         r"error: host: expected train.py in .*, got no trainer.*arcface_mxnet or recognition/arcface_torch.*\n",
         capsys.readouterr().err,
     )
+
+
+def test_the_other_host_without_mxnet_is_one_line(monkeypatch, capsys):
+    own = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *p: None if name == "mxnet" else own(name, *p)
+    )
+    monkeypatch.setitem(sys.modules, "mxnet", None)
+    monkeypatch.delitem(sys.modules, "ddl_plugin.mxnet_setup", raising=False)
+    assert main([str(Path(__file__).parent / "small_host"), "--", "--loss", "ddl"]) == 2
+    line = r"error: MXNet cannot be imported \(.*\): pip install 'mxnet==1.9.1' .*\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def test_devices_are_not_this_trainers_to_choose(folder, capsys):

@@ -107,7 +107,7 @@ def test_without_weight_the_losses_are_the_trainers_own(folder, small_records):
     assert len(runs.losses(folder, "alone")) == 8
     assert runs.losses(folder, "weightless") == runs.losses(folder, "alone")
     assert runs.shown(other.stdout, "ddl") == []
-    assert "config.ddl without config.loss" in other.stderr
+    assert "alone.py: config.ddl without config.loss = 'ddl': the trainer's own loss alone" in other.stderr
     assert runs.shown(log, "ddl") == [0.0] * 8
     one, two = (output(folder, name, "model.pt") for name in ("weightless", "alone"))
     assert one.keys() == two.keys()

@@ -82,6 +82,8 @@ def test_options_of_a_registered_loss_stand_under_its_name():
         ({"ddl": {"hard": DARK, "identity_rows": "singles"}}, r"config.ddl.identity_rows: expected 'all'"),
         ({"atributes": "yaw.npz"}, r"config: unknown key 'atributes'; did you mean 'attributes'"),
         ({"positive_pair": "pairs.npz"}, r"config: unknown key 'positive_pair'; did you mean 'positive_pairs'"),
+        ({"dll": {"hard": DARK}}, r"config: unknown key 'dll'; did you mean 'ddl'"),
+        ({"DDL": {"hard": DARK}}, r"config: unknown key 'DDL'; did you mean 'ddl'"),
         ({"loss": "focal"}, r"config.loss: expected a loss of embeddings and labels, got 'focal'"),
         ({"pretrained": "model.pt", "fc7_init": "checkpoint"}, r"config.fc7_init: expected 'mean'.*got 'checkpoint'"),
         ({"fc7_init": "mean"}, r"config.fc7_init: expected 'random' when there is no `pretrained`"),
@@ -89,6 +91,9 @@ def test_options_of_a_registered_loss_stand_under_its_name():
         ({"num_image": 0}, r"config.num_image: expected a whole number >= 1, got 0"),
         ({"seed": -1}, r"config.seed: expected a whole number >= 0"),
         ({"margin_list": 0.5}, r"config.margin_list: expected three margins"),
+        ({"margin_list": (1.0, 0.5)}, r"config.margin_list: expected three margins"),
+        ({"margin_list": (1.0, "0.5", 0.0)}, r"config.margin_list: expected three margins"),
+        ({"rec": None}, r"config.rec: expected the folder of train.rec and train.idx, got None"),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_key(keys, message):
@@ -104,7 +109,7 @@ def test_a_key_that_the_trainer_needs_and_that_is_missing_is_named():
 
 
 def test_keys_of_newer_trainers_are_not_ours_to_refuse():
-    parse(config(warmup_lr=0.1, ema=True))
+    parse(config(warmup_lr=0.1, ema=True, loss_fn=None, dali_path=None))
 
 
 def test_what_is_not_applied_is_said():

@@ -1,6 +1,9 @@
 """The parts that are put into arcface_torch, by themselves."""
 
+import io
 import itertools
+import json
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from ddl_plugin.host.arcface_torch.base_model import BaseModel  # noqa: E402
 from ddl_plugin.host.arcface_torch.batches import Epochs, normalised  # noqa: E402
 from ddl_plugin.host.arcface_torch.classifier import start_from_means  # noqa: E402
 from ddl_plugin.host.arcface_torch.data import open_data, require_files  # noqa: E402
-from ddl_plugin.host.arcface_torch.run import _epoch_steps, _require_classes  # noqa: E402
+from ddl_plugin.host.arcface_torch.run import Run, _epoch_steps, _require_classes  # noqa: E402
 from ddl_plugin.pytorch.processes import Processes  # noqa: E402
 from ddl_plugin.recipe import resolve  # noqa: E402
 from ddl_plugin.training.dataset import Dataset  # noqa: E402
@@ -181,6 +184,62 @@ def test_pairs_with_a_model_without_one_and_from_a_file(small_records, saved, tm
             False,
             Alone(),
         )
+
+
+def test_a_file_that_holds_no_pairs_is_refused(small_records, tmp_path):
+    array = io.BytesIO()
+    np.save(array, np.arange(3))
+    for content in (b"", b"PK\x03\x04 cut short", array.getvalue(), b"first,second"):
+        path = tmp_path / "pairs.npz"
+        path.write_bytes(content)
+        settings = settings_of(small_records, positive_pairs=str(path))
+        with pytest.raises(UserError, match=r"positive_pairs: expected those of this run"):
+            open_data(settings, None, tmp_path / "cache.npz", str, False, Alone())
+
+
+def test_ranks_talk_through_a_gloo_group_of_their_own(monkeypatch):
+    """The trainer's may be NCCL's, which broadcasts nothing that lies in host memory."""
+    asked = []
+    own = {
+        "get_rank": lambda: 0, "get_world_size": lambda: 1,
+        "new_group": lambda *, backend, timeout: asked.append((backend, timeout.days)) or "own",
+        "broadcast": lambda tensor, source, group=None: asked.append(group),
+    }  # fmt: skip
+    for name, function in own.items():
+        monkeypatch.setattr(torch.distributed, name, function)
+    assert Processes.beside_a_trainer().publish([1]) == [1]
+    assert asked == [("gloo", 7), "own", "own"]
+
+
+def test_ranks_that_start_from_other_arrays_are_told(small_records, saved, tmp_path):
+    """Each makes its part of the classifier with its own."""
+
+    class Second(Alone):
+        rank, workers = 1, 2
+
+        def publish_bytes(self, content):
+            return json.dumps({"the arrays of config.pretrained": "others"}).encode()
+
+    base = BaseModel(str(saved), "small", build, CPU)
+    with pytest.raises(
+        UserError, match=r"the arrays of config.pretrained: expected 'others' as worker 0 has"
+    ):
+        open_data(settings_of(small_records), base, tmp_path / "pairs.npz", str, False, Second())
+
+
+@pytest.mark.parametrize(
+    ("fc7_init", "resume", "started"),
+    [("mean", False, True), ("mean", True, False), ("random", False, False)],
+)
+def test_the_base_model_leaves_the_device_before_training(fc7_init, resume, started):
+    done = []
+    base = types.SimpleNamespace(release=lambda: done.append("released"))
+    run = types.SimpleNamespace(
+        _base=base, _settings=types.SimpleNamespace(fc7_init=fc7_init), _config={"resume": resume},
+        _start_from_means=lambda classifier, model: done.append(model),
+    )  # fmt: skip
+    Run._start_classifier(run, None)
+    assert done == ([base] if started else []) + ["released"]
 
 
 def test_files_that_are_not_there_are_told_before_anything_starts(small_records, tmp_path):

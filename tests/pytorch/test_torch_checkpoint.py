@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from ddl_plugin.backbone.networks import NETWORKS  # noqa: E402
-from ddl_plugin.backbone.symbol_json import GraphBuilder, symbol_json  # noqa: E402
-from ddl_plugin.errors import UserError  # noqa: E402
-from ddl_plugin.export.convert import read_model  # noqa: E402
-from ddl_plugin.export.params import save_params  # noqa: E402
-from ddl_plugin.pytorch.checkpoint import fingerprint, load_backbone, new_backbone, save_backbone  # noqa: E402
+from ddl_plugin.backbone.networks import NETWORKS
+from ddl_plugin.backbone.symbol_json import GraphBuilder, symbol_json
+from ddl_plugin.errors import UserError
+from ddl_plugin.export.convert import read_model
+from ddl_plugin.export.params import save_params
+from ddl_plugin.pytorch.checkpoint import fingerprint, load_backbone, new_backbone, save_backbone
+from ddl_plugin.pytorch.torch_setup import torch
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +214,8 @@ def test_graphs_that_cannot_be_taken(tiny, saved):
     )
 
 
-def test_mxnet_reads_what_is_saved_and_the_other_way_round(tiny, tmp_path):
-    pytest.importorskip("mxnet")
+def test_mxnet_reads_what_is_saved_and_the_other_way_round(mx, tiny, tmp_path):
     from ddl_plugin.backbone import checkpoint as in_mxnet
-    from ddl_plugin.mxnet_setup import mx
 
     save_backbone(tmp_path / "torch" / "model", 7, tiny)
     symbol, arg, aux = mx.model.load_checkpoint(str(tmp_path / "torch" / "model"), 7)

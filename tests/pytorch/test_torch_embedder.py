@@ -69,6 +69,14 @@ def test_new_weights_and_two_embedders():
     np.testing.assert_array_equal(other(pixels), expected)
 
 
+def test_no_convolution_may_use_tf32():
+    embed, usual, found = TorchEmbedder(network(0)), torch.backends.cudnn.allow_tf32, []
+    embed._network.register_forward_hook(lambda *given: found.append(torch.backends.cudnn.allow_tf32))
+    embed(images(1))
+    assert found == [False]
+    assert torch.backends.cudnn.allow_tf32 == usual
+
+
 def test_images_of_another_size():
     with pytest.raises(UserError, match=r"expected images \(n, 112, 112, 3\), got \(1, 96, 112, 3\)"):
         TorchEmbedder(network(0))(np.zeros((1, 96, 112, 3), np.uint8))

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from ddl_plugin.pytorch.array import Array  # noqa: E402
-from ddl_plugin.pytorch.functions import Functions, operators  # noqa: E402
+from ddl_plugin.pytorch.array import Array
+from ddl_plugin.pytorch.functions import Functions, operators
+from ddl_plugin.pytorch.torch_setup import torch
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 4))
@@ -60,19 +59,17 @@ CASES = {
     **{
         name: (by_name(name), getattr(np, name), [X])
         for name in (
-            "abs", "ceil", "cos", "cosh", "exp", "expm1", "floor", "negative", "reciprocal", "sign", "sin", "sinh",
-            "square", "tan", "tanh", "trunc", "degrees", "radians",
+            "abs", "ceil", "cos", "exp", "expm1", "floor", "negative", "reciprocal", "sign", "sin", "square", "tanh",
         )
     },
     **{
         name: (by_name(name), getattr(np, name), [POSITIVE])
-        for name in ("log", "log10", "log1p", "log2", "sqrt", "arcsinh")
+        for name in ("log", "log1p", "sqrt")
     },
     **{
         name: (by_name(name), getattr(np, name), [UNIT])
-        for name in ("arccos", "arcsin", "arctan", "arctanh")
+        for name in ("arccos", "arcsin", "arctan")
     },
-    "arccosh": (lambda F, x: F.arccosh(x), np.arccosh, [POSITIVE + 1]),
     "rsqrt": (lambda F, x: F.rsqrt(x), lambda x: 1 / np.sqrt(x), [POSITIVE]),
     "erf": (lambda F, x: F.erf(x), np.vectorize(math.erf), [X]),
     "relu": (lambda F, x: F.relu(x), lambda x: np.where(x > 0, x, 0), [X]),
@@ -92,9 +89,8 @@ CASES = {
     "cast": (lambda F, x: F.cast(x, dtype="float32"), lambda x: x, [X]),
     # two arrays
     "broadcast_add": (lambda F, x, y: F.broadcast_add(x, y), lambda x, y: x + y, [X, ROW]),
-    "broadcast_plus": (lambda F, x, y: F.broadcast_plus(x, y), lambda x, y: x + y, [ROW, COLUMN]),
+    "broadcast_add/both": (lambda F, x, y: F.broadcast_add(x, y), lambda x, y: x + y, [ROW, COLUMN]),
     "broadcast_sub": (lambda F, x, y: F.broadcast_sub(x, y), lambda x, y: x - y, [X, COLUMN]),
-    "broadcast_minus": (lambda F, x, y: F.broadcast_minus(x, y), lambda x, y: x - y, [ROW, COLUMN]),
     "broadcast_mul": (lambda F, x, y: F.broadcast_mul(x, y), lambda x, y: x * y, [X, COLUMN]),
     "broadcast_div": (lambda F, x, y: F.broadcast_div(x, y), lambda x, y: x / y, [X, COLUMN]),
     "broadcast_power": (lambda F, x, y: F.broadcast_power(x, y), lambda x, y: x**y, [POSITIVE, COLUMN]),
@@ -201,13 +197,11 @@ CASES = {
     "slice_axis/ends": (lambda F, x: F.slice_axis(x, axis=-1, begin=-3, end=-1), lambda x: x[:, -3:-1], [X]),
     "slice_axis/rest": (lambda F, x: F.slice_axis(x, axis=0, begin=1, end=None), lambda x: x[1:], [X]),
     "flip": (lambda F, x: F.flip(x, axis=1), lambda x: x[:, ::-1], [X]),
-    "reverse": (lambda F, x: F.reverse(x, axis=0), lambda x: x[::-1], [X]),
     "tile": (lambda F, x: F.tile(x, reps=(2, 3)), lambda x: np.tile(x, (2, 3)), [X]),
     "repeat": (lambda F, x: F.repeat(x, repeats=2, axis=0), lambda x: x.repeat(2, axis=0), [X]),
     "repeat/all": (lambda F, x: F.repeat(x, repeats=2), lambda x: x.repeat(2), [X]),
     "broadcast_to": (lambda F, x: F.broadcast_to(x, shape=(3, 0)), lambda x: np.repeat(x, 3, 0), [ROW]),
     "broadcast_like": (lambda F, x, y: F.broadcast_like(x, y), lambda x, y: np.repeat(x, 3, 0), [ROW, X]),
-    "broadcast_axis": (lambda F, x: F.broadcast_axis(x, axis=1, size=2), lambda x: x.repeat(2, 1), [COLUMN]),
     # choosing
     "take": (
         lambda F, x, i: F.take(x, i), lambda x, i: np.stack([x[min(int(j), 2)] for j in i]), [X, INDEX],
@@ -272,6 +266,7 @@ CASES = {
     "**": (lambda F, x: x**2 + 2**x, lambda x: x**2 + 2**x, [X]),
     "%": (lambda F, x: x % 0.7, lambda x: np.mod(x, 0.7), [X]),
     "neg": (lambda F, x: -x, lambda x: -x, [X]),
+    "abs()": (lambda F, x: abs(x), abs, [X]),
     "of NumPy numbers": (lambda F, x: x * np.float64(2) + np.float64(0.5) * x, lambda x: x * 2.5, [X]),
     "<": (lambda F, x: 1 - (x < 2), lambda x: 1.0 - (x < 2), [EQUAL]),
     "<=": (lambda F, x: 1 - (x <= 2), lambda x: 1.0 - (x <= 2), [EQUAL]),
@@ -344,10 +339,7 @@ def test_gradients_are_those_of_finite_differences(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_mxnets(case):
-    pytest.importorskip("mxnet")
-    from ddl_plugin.mxnet_setup import mx
-
+def test_values_and_gradients_are_mxnets(mx, case):
     call, _, arrays = CASES[case]
     given = [mx.nd.array(array) for array in arrays]
     for array in given:
@@ -405,12 +397,14 @@ def test_the_dtype_is_float32_at_least_and_that_of_a_double():
             x,
             F.Cast(x, dtype="float32"),
             x.astype("float16"),
+            x.astype(np.float32),
             F.arange(3),
             x > 0,
             F.one_hot(x, depth=2),
         ):
             assert found.tensor.dtype == expected
-        assert F.Cast(x, dtype=np.dtype("int32")).tensor.dtype == torch.int32
+        for name in ("int32", np.int32, np.dtype("int32"), torch.int32):
+            assert F.Cast(x, dtype=name).tensor.dtype == torch.int32
 
 
 def test_arrays_from_nothing_are_on_the_device_of_the_rest():
@@ -468,6 +462,10 @@ def test_an_operator_that_is_missing_is_named():
         F.Convolution(F.array(x))
     with pytest.raises(AttributeError, match=r"F\.smooth_l1 is not among"):
         F.array(x).smooth_l1()
+    with pytest.raises(
+        AttributeError, match=r"F\.contrib\.arrange_like is .*did you mean F\.contrib\.arange_like\?"
+    ):
+        F.contrib.arrange_like(F.array(x))
     assert not hasattr(F, "Convolution")
 
 

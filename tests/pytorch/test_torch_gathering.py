@@ -4,18 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
-torch = pytest.importorskip("torch")
-
-from torch import distributed  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-
-from ddl_plugin.loss import reference  # noqa: E402
-from ddl_plugin.loss.identity import IdentitySettings  # noqa: E402
-from ddl_plugin.pytorch.gathering import gathered, processes  # noqa: E402
-from ddl_plugin.pytorch.identity import IdentityLoss  # noqa: E402
-from ddl_plugin.pytorch.loss import DDLLoss  # noqa: E402
-from ddl_plugin.settings import DDLSettings  # noqa: E402
+from ddl_plugin.loss import reference
+from ddl_plugin.loss.identity import IdentitySettings
+from ddl_plugin.pytorch.gathering import gathered, processes
+from ddl_plugin.pytorch.identity import IdentityLoss
+from ddl_plugin.pytorch.loss import DDLLoss
+from ddl_plugin.pytorch.torch_setup import torch
+from ddl_plugin.settings import DDLSettings
 
 WORLD, FEATURES, DIM, CLASSES = 2, 7, 5, 4
 SETTINGS = DDLSettings(b=2, hard=("abs(yaw) > 45", {"size": 14}), bins=20, scope="global")

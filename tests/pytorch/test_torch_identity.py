@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from ddl_plugin.errors import UserError  # noqa: E402
-from ddl_plugin.loss.identity import IdentitySettings  # noqa: E402
-from ddl_plugin.pytorch.identity import IdentityLoss  # noqa: E402
-from ddl_plugin.settings import IDENTITY_LOSSES, DDLSettings  # noqa: E402
+from ddl_plugin.errors import UserError
+from ddl_plugin.loss.identity import IdentitySettings
+from ddl_plugin.pytorch.identity import IdentityLoss
+from ddl_plugin.pytorch.torch_setup import torch
+from ddl_plugin.settings import IDENTITY_LOSSES, DDLSettings
 
 CLASSES, DIM = 7, 5
 DDL = DDLSettings(b=2, hard=("abs(yaw) > 45",))
@@ -97,10 +96,8 @@ def test_gradients_are_those_of_finite_differences(name):
 
 @pytest.mark.parametrize("rows", ["all", "singles"])
 @pytest.mark.parametrize("name", IDENTITY_LOSSES)
-def test_it_is_the_identity_part_of_mxnets_training_graph(name, rows):
-    pytest.importorskip("mxnet")
+def test_it_is_the_identity_part_of_mxnets_training_graph(mx, name, rows):
     from ddl_plugin.loss.symbol import training_symbol
-    from ddl_plugin.mxnet_setup import mx
 
     settings = IdentitySettings.preset(name, rows=rows, fc7_lr_mult=3.0)
     embedding, label, weight, bias = batch(3)

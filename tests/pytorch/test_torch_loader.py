@@ -17,7 +17,7 @@ from ddl_plugin.settings import Degradation
 
 torch = pytest.importorskip("torch")
 
-from ddl_plugin.pytorch.loader import loader  # noqa: E402
+from ddl_plugin.pytorch.loader import Loader  # noqa: E402
 
 WAYS = [{"workers": 0}, {"workers": 0, "threads": 3}, {"workers": 1}, {"workers": 2}]
 
@@ -56,7 +56,7 @@ def assert_same(batch, expected):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_steps_in_order_from_any_start(records, way):
-    with loader(source(records), 5, 11, **way) as batches:
+    with Loader(source(records), 5, 11, **way) as batches:
         found = list(batches)
     assert len(found) == 6
     for batch, step in zip(found, range(5, 11), strict=True):
@@ -65,13 +65,13 @@ def test_steps_in_order_from_any_start(records, way):
 
 
 def test_without_end(records):
-    with loader(source(records)) as batches:
+    with Loader(source(records)) as batches:
         for step in range(30):
             assert batches.next().step == step
 
 
 def test_pixels_become_channels_last_planes_without_a_copy(records):
-    with loader(source(records), 0, 1) as batches:
+    with Loader(source(records), 0, 1) as batches:
         (batch,) = batches
     planes = batch.pixels.permute(0, 3, 1, 2)
     assert planes.shape == (6, 3, 112, 112)
@@ -81,7 +81,7 @@ def test_pixels_become_channels_last_planes_without_a_copy(records):
 
 @pytest.mark.parametrize("way", WAYS[1::2])
 def test_pixels_are_not_written_anew_while_a_tensor_refers_to_them(records, way):
-    with loader(source(records), **way) as batches:
+    with Loader(source(records), **way) as batches:
         planes = batches.next().pixels.permute(0, 3, 1, 2)[1:]
         for _ in range(12):
             batches.next()
@@ -91,11 +91,11 @@ def test_pixels_are_not_written_anew_while_a_tensor_refers_to_them(records, way)
 @pytest.mark.parametrize("way", WAYS)
 def test_damaged_records(tmp_path, way):
     damaged = written(tmp_path, spoiled=[4, 17])
-    with loader(source(damaged, max_damaged=1.0), 0, 8, **way) as batches:
+    with Loader(source(damaged, max_damaged=1.0), 0, 8, **way) as batches:
         for batch, step in zip(batches, range(8), strict=True):
             assert_same(batch, source(damaged, max_damaged=1.0).batch(step))
         assert sorted(batches.damaged) == [5, 18]
-    with loader(source(damaged, max_damaged=1 / 24), **way) as batches:
+    with Loader(source(damaged, max_damaged=1 / 24), **way) as batches:
         for _ in range(2):  # the step is not passed over
             with pytest.raises(
                 UserError, match=r"2 of 24 records are damaged \(5, 18\), more than max_damaged"
@@ -105,7 +105,7 @@ def test_damaged_records(tmp_path, way):
 
 
 def test_a_lost_worker(records):
-    with loader(source(records), workers=2) as batches:
+    with Loader(source(records), workers=2) as batches:
         batches.next()
         for worker in batches._batches._workers:
             os.kill(worker.pid, signal.SIGKILL)
@@ -119,14 +119,14 @@ def test_pinned_memory_is_asked_for_with_cuda_alone(records, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append(self.dtype) or self.clone())
     for there, expected in ((False, []), (True, [torch.uint8, torch.int64])):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        with loader(source(records), 0, 1, pin_memory=True) as batches:
+        with Loader(source(records), 0, 1, pin_memory=True) as batches:
             assert_same(next(batches), source(records).batch(0))
         assert asked == expected
 
 
 def test_workers_do_without_torch(records):
     """They start in a fraction of the time and have a fraction of the memory."""
-    with loader(source(records), workers=1) as batches:
+    with Loader(source(records), workers=1) as batches:
         batches.next()
         (worker,) = batches._batches._workers
         maps = subprocess.run(

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from ddl_plugin import registry  # noqa: E402
-from ddl_plugin.errors import UserError  # noqa: E402
-from ddl_plugin.loss import reference  # noqa: E402
-from ddl_plugin.loss.terms import term_names  # noqa: E402
-from ddl_plugin.pytorch.loss import DDLLoss  # noqa: E402
-from ddl_plugin.settings import DDLSettings  # noqa: E402
+from ddl_plugin import registry
+from ddl_plugin.errors import UserError
+from ddl_plugin.loss import reference
+from ddl_plugin.loss.terms import term_names
+from ddl_plugin.pytorch.loss import DDLLoss
+from ddl_plugin.pytorch.torch_setup import torch
+from ddl_plugin.settings import DDLSettings
 
 HARD = ("abs(yaw) > 45", "abs(yaw) > 60", {"size": (12, 16)})
 GROUPS = (
@@ -206,10 +205,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_built_in_loss_is_one_in_both_frameworks(name):
-    pytest.importorskip("mxnet")
-    from ddl_plugin.mxnet_setup import mx
-
+def test_a_built_in_loss_is_one_in_both_frameworks(mx, name):
     settings, entry, options = settings_of(name), registry.get_loss(name), OPTIONS.get(name, {})
     x, needed = given_to(name, settings)
     x, needed = mx.nd.array(x), {need: mx.nd.array(value) for need, value in needed.items()}
@@ -345,6 +341,17 @@ def test_scope_global_of_one_process_is_that_of_its_rows():
     everywhere = computed(x, dataclasses.replace(settings, scope="global"))
     assert everywhere[:2] == alone[:2]
     np.testing.assert_array_equal(everywhere[2], alone[2])
+
+
+def test_the_losses_may_be_of_the_singles_alone():
+    settings = config(identity_rows="singles")
+    module, x = DDLLoss(settings, loss="focal"), torch.ones(settings.rows, 6)
+    losses = torch.linspace(0.1, 2.0, settings.rows // 3)
+    gamma = module.options["gamma"]
+    expected = np.mean([(1 - math.exp(-v)) ** gamma * v for v in losses.tolist()])
+    assert module(x, losses=losses)[0].item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="expected losses of 8 rows, got a tensor of shape"):
+        module(x, losses=torch.ones(settings.rows))
 
 
 def test_labels_may_be_whole_numbers():

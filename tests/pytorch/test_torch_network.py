@@ -1,19 +1,21 @@
 """The torch network: MXNet's arithmetic, its training, its names; and what torch's own tools need of it."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from ddl_plugin.backbone.networks import build_network  # noqa: E402
-from ddl_plugin.backbone.symbol_json import GraphBuilder  # noqa: E402
-from ddl_plugin.errors import UserError  # noqa: E402
-from ddl_plugin.export.convert import to_model  # noqa: E402
-from ddl_plugin.export.graph import Graph, Node  # noqa: E402
-from ddl_plugin.pytorch.network import Network, expected_shapes  # noqa: E402
+from ddl_plugin.backbone.networks import build_network
+from ddl_plugin.backbone.symbol_json import GraphBuilder
+from ddl_plugin.errors import UserError
+from ddl_plugin.export.convert import to_model
+from ddl_plugin.export.graph import Graph, Node
+from ddl_plugin.export.ops import OPERATORS as EXPORTED
+from ddl_plugin.pytorch.network import Network, expected_shapes
+from ddl_plugin.pytorch.operators import OPERATORS
+from ddl_plugin.pytorch.torch_setup import torch
 
 SIZE = 16
 
@@ -121,8 +123,14 @@ def test_the_values_and_the_statistics_of_the_definition(training, fixed, count)
         assert (array == aux[name]).all() != training, name
 
 
-def test_gradients_of_every_parameter_by_finite_differences():
-    net = network().double()
+def vectors(g, x):
+    """A PReLU whose input is no map."""
+    return g.prelu(g.fully_connected(x, "v", 6), "pv")
+
+
+@pytest.mark.parametrize("layers", [None, vectors], ids=["maps", "vectors"])
+def test_gradients_of_every_parameter_by_finite_differences(layers):
+    net = network(layers=layers).double()
     names, tensors = zip(
         *((n, p) for n, p in net.parameters_by_name().items() if p.requires_grad), strict=True
     )
@@ -310,6 +318,32 @@ def refuses(graph, message, arg=None, aux=None):
             Network(graph, arg, aux, image_size=SIZE)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_operators_are_those_of_the_export():
+    assert set(OPERATORS) == set(EXPORTED)
+
+
+#: What the export does not tell from others, because it is for inference or looks at the operand's side itself.
+APART = {
+    "BlockGrad": "without gradient", "stop_gradient": "without gradient",
+    "_rminus_scalar": "scalar first", "_RMinusScalar": "scalar first",
+    "_rdiv_scalar": "scalar first", "_RDivScalar": "scalar first",
+}  # fmt: skip
+
+
+def test_other_names_of_an_operator_compute_the_same():
+    """`test_torch_network_mxnet` compares those under which MXNet writes them."""
+    needed = {"scalar": "2.5", "kernel": "(3, 3)", "mode": "edge", "pad_width": "(0, 0, 0, 0, 1, 1)"}
+    needed = {**needed, "dtype": "float32", "shape": "(0, -1)"}
+    compared = 0
+    for name, other in itertools.combinations(OPERATORS, 2):
+        if EXPORTED[name] == EXPORTED[other] and APART.get(name) == APART.get(other):
+            made = [repr(OPERATORS[one].build(Node("n", one, needed, ()))) for one in (name, other)]
+            assert made[0] == made[1], (name, other)
+            assert OPERATORS[name].parameters is OPERATORS[other].parameters
+            compared += 1
+    assert compared > 50
 
 
 def test_an_operator_that_is_not_supported_is_named_with_its_place():

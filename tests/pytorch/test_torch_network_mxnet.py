@@ -6,19 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("mxnet")
-
-from ddl_plugin.backbone.checkpoint import load_backbone as load_in_mxnet  # noqa: E402
-from ddl_plugin.backbone.checkpoint import new_backbone  # noqa: E402
-from ddl_plugin.backbone.symbol_json import symbol_json  # noqa: E402
-from ddl_plugin.export.graph import Graph, Node, cut, parse_symbol  # noqa: E402
-from ddl_plugin.mxnet_setup import mx, symbol_from_json  # noqa: E402
-from ddl_plugin.pytorch.network import Network  # noqa: E402
+from ddl_plugin.backbone.checkpoint import load_backbone as load_in_mxnet
+from ddl_plugin.backbone.checkpoint import new_backbone
+from ddl_plugin.backbone.graph_rewrite import with_frozen_batchnorm
+from ddl_plugin.export.graph import cut, parse_symbol
+from ddl_plugin.mxnet_setup import mx
+from ddl_plugin.pytorch.network import Network
+from ddl_plugin.pytorch.torch_setup import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
-from export_cases import CASES, SIZE, embedded  # noqa: E402
-from export_networks import random_params  # noqa: E402
+from export_cases import CASES, SIZE, embedded
+from export_networks import random_params
 
 #: Here stock MXNet's gradient of the slope is not the definition's; `test_torch_network` holds torch's to it.
 WRONG_IN_MXNET = {("prelu of vectors", "a_gamma")}
@@ -27,6 +25,7 @@ NOTHING = {("batch norm of vectors", "f_bias"), ("batch norm last axis", "f_bias
 
 
 def difference(found, expected):
+    """Relative, of whole arrays."""
     return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12)
 
 
@@ -140,9 +139,18 @@ def built(name):
     return made.symbol, *spread(made.arg, made.aux)
 
 
-@pytest.mark.parametrize("name", ["tiny", "y1", "iresnet"])
-@pytest.mark.parametrize("frozen", [False, True])
+def without_kinks(arg):
+    """The same with PReLUs of slope 1. Of 50,000 inputs one may be so near to 0 that rounding decides which slope it
+    takes, and moves a bias's gradient by 2%."""
+    return {name: np.ones_like(a) if "relu" in name else a for name, a in arg.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [("tiny", False), ("tiny", True), ("y1", False), ("iresnet", False), ("iresnet", True)],
+)
 def test_a_step_of_training(name, frozen):
+    """Both frameworks against the same step of torch in float64."""
     symbol, arg, aux = built(name)
     graph = cut(parse_symbol(symbol.tojson(), name))
     pixels = np.random.default_rng(1).integers(0, 256, (4, 3, 112, 112)).astype(np.float32)
@@ -150,28 +158,22 @@ def test_a_step_of_training(name, frozen):
     net = Network(graph, arg, aux, bn_frozen=frozen)
     with torch.no_grad():
         assert difference(net.eval()(torch.tensor(pixels)).numpy(), expected) < 1e-5
-    trained = symbol if not frozen else with_global_statistics(symbol)
-    expected, gradients, states = in_mxnet(trained, arg, aux, pixels, head_of(expected))
-    found, own_gradients, own_states = step(net, pixels, head_of(expected))
-    assert difference(found, expected) < 1e-4
-    assert own_gradients.keys() == gradients.keys()
+    arg, head = without_kinks(arg), head_of(expected)
+    net, exact = (Network(graph, arg, aux, bn_frozen=frozen) for _ in range(2))
+    expected, gradients, states = step(exact.double(), pixels.astype(np.float64), head.astype(np.float64))
+    assert expected.dtype == gradients["data"].dtype == np.float64
     largest = max(np.linalg.norm(gradient) for name, gradient in gradients.items() if name != "data")
-    for key, gradient in gradients.items():
-        if np.linalg.norm(gradient) > 1e-5 * largest:  # not rounding alone
-            # Statistics of four images amplify rounding, in either.
-            assert difference(own_gradients[key], gradient) < (5e-4 if frozen else 5e-2), key
-    for key, state in states.items():
-        assert difference(own_states[key], state) < 1e-5, key
-        assert (state == aux[key]).all() == frozen, key
-
-
-def with_global_statistics(symbol):
-    graph = parse_symbol(symbol.tojson(), "m")
-    nodes = (
-        Node(n.name, n.op, {**n.attrs, "use_global_stats": "True"}, n.inputs) if n.op == "BatchNorm" else n
-        for n in graph.nodes
-    )
-    return symbol_from_json(symbol_json(Graph(tuple(nodes), graph.heads, "m")))
+    trained = with_frozen_batchnorm(symbol) if frozen else symbol
+    for found in (step(net, pixels, head), in_mxnet(trained, arg, aux, pixels, head)):
+        assert difference(found[0], expected) < 1e-4
+        assert found[1].keys() == gradients.keys()
+        assert found[2].keys() == states.keys()
+        for key, gradient in gradients.items():
+            error = np.linalg.norm(found[1][key] - gradient)
+            assert error < 1e-4 * np.linalg.norm(gradient) + 1e-6 * largest, key  # or rounding of larger ones
+        for key, state in states.items():
+            assert difference(found[2][key], state) < 1e-5, key
+            assert (found[2][key] == aux[key]).all() == frozen, key
 
 
 def test_multipliers_are_those_of_mxnets_optimizers():

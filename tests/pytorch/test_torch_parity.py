@@ -53,7 +53,6 @@ def test_twenty_steps_differ_by_rounding(trained, base_checkpoint, fc7):
     ours, our_log = trained("torch", "torch")
     theirs, their_log = trained("mxnet", "mxnet")
     given = load_backbone(base_checkpoint)
-    print(apart(ours, theirs, {**given.arg, "fc7_weight": fc7}), apart(ours, theirs, given.aux))
     assert apart(ours, theirs, {**given.arg, "fc7_weight": fc7}) < 0.01
     assert apart(ours, theirs, given.aux) < 0.01
     assert [row["lr"] for row in our_log] == [row["lr"] for row in their_log]

@@ -198,9 +198,19 @@ def workers_of(process: subprocess.Popen) -> dict[int, int]:
 
 EXCHANGE = """
 import json, sys
+import numpy as np
 from ddl_plugin.errors import UserError
+from ddl_plugin.pytorch.checkpoint import new_backbone
+from ddl_plugin.pytorch.engine import TorchEngine
 from ddl_plugin.pytorch.processes import Processes
 from ddl_plugin.pytorch.torch_setup import torch
+from ddl_plugin.settings import RunSettings
+from ddl_plugin.training.state import RunState
+
+settings = RunSettings(
+    dataset_path="-", pretrained="-", loss="arcface", sampler="images", per_batch_size=4, lr=0.1, max_steps=1, backend="torch"
+)
+backbone = new_backbone("tiny", 16, seed=1)
 
 with Processes.join(torch.device("cpu")) as processes:
     rank = processes.rank
@@ -220,6 +230,11 @@ with Processes.join(torch.device("cpu")) as processes:
         processes.require_same({"lr": 0.1 * (rank + 1)})
     except UserError as error:
         seen["refused"] = str(error)
+    engine = TorchEngine(settings, backbone, 5, [torch.device("cpu")], 4, None, processes)
+    arg = {**backbone.arg, "fc7_weight": np.zeros((5, 16), np.float32)}
+    own = [{name: np.full_like(a, 1 + rank) for name, a in arrays.items()} for arrays in (arg, backbone.aux)]
+    engine.start(RunState(0, *own, b"", 0.0))
+    seen["arrays"] = sorted({float(v) for group in engine.arrays() for a in group.values() for v in np.unique(a)})
     open(f"{sys.argv[1]}/{rank}.json", "w").write(json.dumps(seen))
 """
 
@@ -237,7 +252,8 @@ def test_what_processes_exchange(tmp_path):
         assert one["published"] == {"step": 3, "to": [1.5, None]}
         assert one["bytes"]
         assert one["sum"] == [0, 3, 6]
+        assert one["arrays"] == [1]  # worker 0's, BatchNorm's statistics among them
     assert "refused" not in seen[0]
     assert seen[1]["refused"].startswith(
-        "lr: expected 0.1 as worker 0 has, got 0.2 in worker 1; start all processes"
+        "lr: expected 0.1 as worker 0 has, got 0.2 in worker 1; start all workers"
     )

@@ -16,9 +16,9 @@ def ran(code):
         ("None", "PyTorch is not installed; pip install 'ddl_plugin[torch]'"),
         (
             "types.SimpleNamespace(__version__='1.13.1+cu117')",
-            "PyTorch 2.1 or later is needed, got 1.13.1+cu117; pip install 'ddl_plugin[torch]'",
+            "PyTorch 2.4 or later is needed, got 1.13.1+cu117; pip install 'ddl_plugin[torch]'",
         ),
-        ("types.SimpleNamespace()", "PyTorch 2.1 or later is needed, got a module without a version"),
+        ("types.SimpleNamespace()", "PyTorch 2.4 or later is needed, got a module without a version"),
     ],
     ids=["missing", "old", "another"],
 )

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch_networks import IResNet, MobileFaceNet, randomised
 
-torch = pytest.importorskip("torch")
-
-from torch_networks import IResNet, MobileFaceNet, randomised  # noqa: E402
-
-from ddl_plugin.errors import UserError  # noqa: E402
-from ddl_plugin.evaluate.models import open_model, require_outputs_distinct  # noqa: E402
-from ddl_plugin.export.convert import to_model  # noqa: E402
-from ddl_plugin.pytorch.checkpoint import load_backbone, new_backbone, save_backbone  # noqa: E402
-from ddl_plugin.pytorch.state_dicts import read_state_dict, to_state_dict  # noqa: E402
+from ddl_plugin.errors import UserError
+from ddl_plugin.evaluate.models import open_model, require_outputs_distinct
+from ddl_plugin.export.convert import to_model
+from ddl_plugin.pytorch.checkpoint import load_backbone, new_backbone, save_backbone
+from ddl_plugin.pytorch.state_dicts import read_state_dict, to_state_dict
+from ddl_plugin.pytorch.torch_setup import torch
 
 NETWORKS = {
     "r10": lambda: IResNet((1, 1, 1, 2), 16),
@@ -128,8 +126,7 @@ def test_the_exported_file_normalises_by_itself(mbf, tmp_path):
     close(found, embeddings(mbf, (pixels() - 127.5) / 127.5))
 
 
-def test_mxnet_runs_it(mbf, tmp_path):
-    pytest.importorskip("mxnet")
+def test_mxnet_runs_it(needs_mxnet, mbf, tmp_path):
     from ddl_plugin.backbone.checkpoint import load_backbone as load_in_mxnet
     from ddl_plugin.backbone.embedder import MXNetEmbedder
 
@@ -168,6 +165,9 @@ def test_keys_that_do_not_fit(mbf, tmp_path):
         changed(lambda s: s.pop(key)),
         f"no array for {key!r} (128, 1, 3, 3) of the graph; no array of that shape",
     )
+    # A graph is not built as large as a number says.
+    far = "layers.3.layers.999999999.layers.1.bias"
+    refuses(changed(lambda s: s.update({far: torch.ones(2)})), "no array for 'layers.3.layers.")
     refuses(changed(lambda s: s.update(more=torch.ones(2))), "array 'more' (2,) has no place in the graph")
     refuses(
         changed(lambda s: s.update({key: torch.ones(3)})),

@@ -150,6 +150,23 @@ def test_it_can_be_the_base_model_of_another(finished, write_recipe, tmp_path, c
     assert json.loads((folder / "done.json").read_text())["settings"]["backend"] == "torch"
 
 
+def test_online_ddl_trains(write_recipe, tmp_path, capfd):
+    """Hard samples by their loss, in batches of whole identities."""
+    online = (
+        "config.loss = 'online_ddl'", "config.sampler = 'identities'",
+        "config.ddl = EasyDict(online=EasyDict(identities=4, images=4))",
+    )  # fmt: skip
+    recipe = write_recipe(tmp_path, *SHORT, *online)
+    out = tmp_path / "out"
+    assert main([str(recipe), "--output", str(out), "--quiet"]) == 0, capfd.readouterr().err
+    logged = rows(out / "online_ddl")
+    assert [row["step"] for row in logged] == [0, 1]
+    assert {"ce_loss", "kl_pos", "kl_neg", "order", "margin_hard"} <= set(logged[0])
+    before, _ = load_params(out / "base" / "model-0000.params")
+    after, _ = load_params(out / "online_ddl" / "model-0001.params")
+    assert np.abs(after["pre_fc1_weight"] - before["pre_fc1_weight"]).max() > 1e-6
+
+
 def _dataset(recipe: Path) -> str:
     return re.search(r"dataset_path = '(.*)'", recipe.read_text())[1]
 

@@ -23,6 +23,7 @@ from ddl_plugin.settings import IDENTITY_LOSSES
 from ddl_plugin.training.engine import identity_settings
 from ddl_plugin.training.trainer import STATE_FILE, Trainer
 
+TorchDispatchMode = torch.utils._python_dispatch.TorchDispatchMode
 CPU = [torch.device("cpu")]
 
 
@@ -65,7 +66,7 @@ def train(backbone, dataset, fc7, tmp_path):
 def batches(monkeypatch):
     """The batches that the engine was given; `batches.before[step]` is called before the batch of that step."""
     seen = types.SimpleNamespace(all=[], before={})
-    usual = module.loader
+    usual = module.Loader
 
     def loader(source, start, stop, **options):
         found = usual(source, start, stop, **options)
@@ -82,7 +83,7 @@ def batches(monkeypatch):
         found.next = next_batch
         return found
 
-    monkeypatch.setattr(module, "loader", loader)
+    monkeypatch.setattr(module, "Loader", loader)
     return seen
 
 
@@ -154,6 +155,48 @@ def test_steps_equal_mxnets_momentum_sgd_in_numpy(
     logged = rows(tmp_path / "run")
     assert [row["lr"] for row in logged] == pytest.approx([0.02, 0.02, 0.002, 0.002])
     assert [row["step"] for row in logged] == [0, 1, 2, 3]
+
+
+#: By which values come to the host, beside the operators that are tagged so.
+READING = ("cpu", "numpy", "item", "tolist", "__array__", "__bool__", "__float__", "__int__", "__index__")
+
+
+class NothingRead(TorchDispatchMode):
+    """Of a GPU, each of these would be waited for."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags)
+        if function is torch.ops.aten.index.Tensor:  # by numbers it is not
+            tags = {t for t in arguments[1] if t is not None and t.dtype in (torch.bool, torch.uint8)}
+        if tags:
+            raise AssertionError(f"{function} is waited for")
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"amp": "bf16"}, {"loss": "softmax"}, {"bn_frozen": True}])
+def test_a_step_waits_for_nothing(torch_settings_of, backbone, dataset, fc7, tmp_path, monkeypatch, changes):
+    """Between two outcomes, also where the learning rate changes."""
+
+    def read(*arguments, **options):
+        raise AssertionError("a tensor is read")
+
+    settings = torch_settings_of(lr_steps=(1,), **changes)
+    trainer = Trainer(settings, backbone, fc7, dataset, CPU, tmp_path, None, False)
+    engine = trainer._engine
+    engine._lag = 1
+    engine.start(trainer._beginning())
+    with trainer._batches(0) as batches:
+        first, second = batches.next(), batches.next()
+    engine.forward_backward(first, 0)
+    engine.update(0)
+    with monkeypatch.context() as patch, NothingRead():
+        for name in READING:
+            patch.setattr(torch.Tensor, name, read)
+        engine.forward_backward(second, 1)
+        engine.update(1)
+        with pytest.raises(AssertionError):
+            engine.outcomes()
+    assert [outcome.step for outcome in engine.outcomes(wait=True)] == [1]
 
 
 def test_outcomes_a_step_late_are_the_same(torch_settings_of, train, tmp_path):
@@ -255,6 +298,38 @@ def test_an_interrupted_run_ends_as_one_that_was_not(torch_settings_of, train, b
     assert fixed("run") == fixed("whole")
     best = [(tmp_path / folder / "best-0001.params").read_bytes() for folder in ("run", "whole")]
     assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_lost_process_that_decodes_leaves_the_state(torch_settings_of, train, batches, tmp_path, lag):
+    def lose():
+        raise CheckError("a process that decodes images was lost: SIGKILL")
+
+    whole = train(torch_settings_of(max_steps=4), folder="whole")
+    batches.before[2] = lose
+    with pytest.raises(CheckError) as found:
+        train(torch_settings_of(max_steps=4), lag=lag)
+    assert str(found.value) == (
+        "a process that decodes images was lost: SIGKILL; the run stopped at step 2, its state is saved in "
+        f"{tmp_path / 'run' / STATE_FILE}; continue with --resume"
+    )
+    batches.before.clear()
+    assert_same(train(torch_settings_of(max_steps=4), resume=True, lag=lag), whole)
+    batches.before[0] = lose
+    with pytest.raises(CheckError, match=r"was lost: SIGKILL$"):
+        train(torch_settings_of(max_steps=4), folder="nothing yet")
+    assert not (tmp_path / "nothing yet" / STATE_FILE).exists()
+
+
+def test_a_run_that_torchrun_has_launched_alone_is_saved_at_two_ctrl_cs(
+    torch_settings_of, train, batches, monkeypatch
+):
+    """The terminal's, and the one that torchrun passes on."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    batches.before[0] = lambda: (interrupt(), interrupt())
+    with pytest.raises(KeyboardInterrupt, match="saved after step 1 of 3; continue with --resume"):
+        train(torch_settings_of())
 
 
 def test_another_backend_does_not_go_on(torch_settings_of, train, batches, tmp_path):

@@ -482,10 +482,22 @@ def test_a_state_that_is_not_there(settings_of, train):
         train(settings_of(), resume=True)
 
 
-def test_ctrl_c_is_the_callers_again_after_the_run(settings_of, train):
-    before = signal.getsignal(signal.SIGINT)
-    train(settings_of(max_steps=1))
-    assert signal.getsignal(signal.SIGINT) is before
+def test_sigterm_saves_as_ctrl_c_does(settings_of, train, batches, monkeypatch):
+    """Schedulers send it before they take a machine, some of them twice."""
+
+    def unheard(number, frame):
+        raise AssertionError("SIGTERM has not come to the trainer")
+
+    whole = train(settings_of(), folder="whole")
+    batches.before[1] = lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]
+    before = signal.signal(signal.SIGTERM, unheard)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="saved after step 2 of 3; continue with --resume"):
+            train(settings_of())
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is unheard
+    batches.before.clear()
+    assert_same(train(settings_of(), resume=True), whole)
 
 
 # -- what goes wrong ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.graph import find_checkpoint, is_state_dict
 from ddl_plugin.host.arcface_torch.base_model import BaseModel
-from ddl_plugin.host.arcface_torch.ranks import Ranks
+from ddl_plugin.pytorch.processes import Processes
 from ddl_plugin.settings import RunSettings
 from ddl_plugin.training.dataset import (
     SYNTHETIC,
@@ -33,17 +34,20 @@ def open_data(
     cache: Path,
     say: Callable[[str], None],
     progress: bool,
-    ranks: Ranks,
+    ranks: Processes,
 ) -> Dataset:
     """Open the records, split them, and get the positive pairs: those of the file that the config names, made by whatever
     model; those that the base model leaves, kept in `cache`; without either all candidates, as none is known to
     have s < 0.
     """
+    if base is not None:
+        model = base.fingerprint()
+        ranks.require_same({"the arrays of config.pretrained": model})
     if settings.positive_pairs is not None:
         made_by = _made_by(in_folder(dataset_folder(settings), settings.positive_pairs))
         return open_dataset(settings, _no_model, made_by, cache, say, progress, ranks)
     if base is not None:
-        return open_dataset(settings, base.embed, base.fingerprint(), cache, say, progress, ranks)
+        return open_dataset(settings, base.embed, model, cache, say, progress, ranks)
     with ranks.worker_0_first():
         folder, records, partition = open_partition(settings)
     ranks.require_same({"the records": records.fingerprint()})
@@ -100,7 +104,7 @@ def _made_by(path: Path) -> str:
     try:
         with np.load(path, allow_pickle=False) as file:
             return str(json.loads(str(file["made_from"]))["model"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
         return ""
 
 

@@ -129,6 +129,9 @@ def _require_whole(config: Mapping[str, Any]) -> None:
                 f"config.{key}: expected what the trainer reads, got none in the config and its base.py"
             )
     require(
+        isinstance(config["rec"], str), "config.rec", config["rec"], "the folder of train.rec and train.idx"
+    )
+    require(
         config.get("fc7_init", "mean") in ("mean", "random"), "config.fc7_init", config.get("fc7_init"),
         "'mean', from the mean embedding of each identity, or 'random', as the trainer starts it",
     )  # fmt: skip
@@ -144,15 +147,22 @@ def _require_spelled(config: Mapping[str, Any], name: str) -> None:
     """A key that nobody knows and that is nearly one of ours is a mistake; others may be a newer trainer's."""
     ours = ("loss", "ddl", *_OF_A_RUN, name)
     for key in config:
-        near = difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)
-        if key not in (*ours, *HOSTS_KEYS, *field_names(RunSettings), *LOSSES) and near:
+        if key in (*ours, *HOSTS_KEYS, *field_names(RunSettings), *LOSSES):
+            continue
+        near = [one for one in ours if _alike(str(key).lower(), one)]
+        if near:
             raise UserError(f"config: unknown key {key!r}; did you mean {near[0]!r}?")
+
+
+def _alike(key: str, own: str) -> bool:
+    """Whether one was meant where the other stands; of few letters one that differs is a large part."""
+    return difflib.SequenceMatcher(None, key, own).ratio() >= (0.65 if len(own) < 4 else 0.75)
 
 
 def _require_identity(config: Mapping[str, Any], ddl: Mapping[str, Any]) -> None:
     margins = config["margin_list"]
-    good = isinstance(margins, (list, tuple)) and len(margins) == 3
-    require(good, "config.margin_list", margins, "three margins (m1, m2, m3)")
+    good = isinstance(margins, (list, tuple)) and all(isinstance(one, (int, float)) for one in margins)
+    require(good and len(margins) == 3, "config.margin_list", margins, "three margins (m1, m2, m3)")
     its = identity_of(*margins)
     if ddl.get("identity", its) != its:
         raise UserError(

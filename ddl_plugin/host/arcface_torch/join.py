@@ -57,8 +57,8 @@ def _joined(path: Path, config: Any, say: Callable[[str], None]) -> entry.Entry 
     """Our part in the run that the config asks for, or None; mistakes in it are blamed on the file."""
     try:
         if not entry.joins(config):
-            if config.get("ddl") is not None:
-                say(f"{path.name}: config.ddl without config.loss = 'ddl': the trainer's own loss alone")
+            without = "config.ddl without" if config.get("ddl") is not None else "no"
+            say(f"{path.name}: {without} config.loss = 'ddl': the trainer's own loss alone")
             return None
         joined = entry.parse(config)
         require_files(joined.settings)

@@ -18,12 +18,12 @@ from ddl_plugin.host.arcface_torch.batches import Epochs
 from ddl_plugin.host.arcface_torch.classifier import start_from_means
 from ddl_plugin.host.arcface_torch.data import open_data
 from ddl_plugin.host.arcface_torch.entry import Entry
-from ddl_plugin.host.arcface_torch.ranks import Ranks
 from ddl_plugin.host.arcface_torch.terms import Terms, with_terms
 from ddl_plugin.host.metric import shown
 from ddl_plugin.host.notes import note_of
-from ddl_plugin.pytorch.loader import Loader, loader
+from ddl_plugin.pytorch.loader import Loader
 from ddl_plugin.pytorch.loss import DDLLoss
+from ddl_plugin.pytorch.processes import Processes
 from ddl_plugin.pytorch.torch_setup import torch
 from ddl_plugin.registry import get_sampler
 from ddl_plugin.training.classifier import some_of_each
@@ -73,7 +73,7 @@ class Run:
 
     def _batches(self, root: str, local_rank: int, *_: Any, **__: Any) -> Epochs:
         """In the place of get_dataloader, DALI or not."""
-        ranks, settings, config = Ranks(), self._settings, self._config
+        ranks, settings, config = Processes.beside_a_trainer(), self._settings, self._config
         say = note_of(ranks.rank)
         bars = ranks.rank == 0 and sys.stderr.isatty()
         device = _device(local_rank)
@@ -87,7 +87,7 @@ class Run:
         steps = _epoch_steps(dataset, config, ranks.workers, say)
         return Epochs(functools.partial(self._begin, dataset, ranks), steps, device)
 
-    def _begin(self, dataset: Dataset, ranks: Ranks) -> Iterator:
+    def _begin(self, dataset: Dataset, ranks: Processes) -> Iterator:
         settings = self._settings
         sampler = get_sampler("pairs").build(
             dataset.records.labels, dataset.partition, dataset.pairs, settings.ddl,
@@ -100,7 +100,7 @@ class Run:
             mirror=settings.data_rand_mirror, seed=settings.seed, first_row=share.first_row,
             whole_rows=sampler.rows, max_damaged=settings.max_damaged,
         )  # fmt: skip
-        self._loader = loader(
+        self._loader = Loader(
             source, self._first_step, None, workers=self._config.num_workers, pin_memory=True
         )
         return ((batch.pixels, batch.labels) for batch in self._loader)
@@ -148,21 +148,25 @@ class Run:
         return PartialFCWithLoss
 
     def _start_classifier(self, classifier: Any) -> None:
-        settings, base = self._settings, self._base
-        if base is None or settings.fc7_init != "mean" or self._config.get("resume"):
+        base = self._base
+        if base is None:
             return
-        records, first = self._dataset.records, classifier.rank == 0
+        if self._settings.fc7_init == "mean" and not self._config.get("resume"):
+            self._start_from_means(classifier, base)
+        base.release()
+
+    def _start_from_means(self, classifier: Any, base: BaseModel) -> None:
+        records = self._dataset.records
         note_of(classifier.rank)("classifier starts from the mean embedding of each identity")
-        chosen = some_of_each(records.labels, np.random.default_rng([settings.seed, _FC7]))
+        chosen = some_of_each(records.labels, np.random.default_rng([self._settings.seed, _FC7]))
         start_from_means(
             classifier.weight,
             classifier.class_start,
             records,
             chosen,
             base.embed,
-            first and sys.stderr.isatty(),
+            classifier.rank == 0 and sys.stderr.isatty(),
         )
-        base.release()
 
 
 def _device(local_rank: int) -> torch.device:
