@@ -91,8 +91,10 @@ def _report(study, runs, options: Namespace) -> None:
         return
     table = tabulated(study, found)
     done = sum(1 for one in runs if one.result() is not None)
+    seeds = ", ".join(map(str, study.seeds))
+    over = f"seed {seeds}" if len(study.seeds) == 1 else f"mean and standard deviation over the seeds {seeds}"
     notes = [
-        f"{done} of {len(runs)} runs; mean and standard deviation over the seeds {', '.join(map(str, study.seeds))}",
+        f"{done} of {len(runs)} runs; {over}",
         f"command: python -m ddl_plugin.experiment {shlex.join([options.study, '--output', str(options.output)])}",
     ]
     write_text(options.output / "table.md", markdown(study, table, notes))

@@ -37,7 +37,9 @@ class Cell:
         if not self.values:
             text = "-"
         else:
-            text = f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
+            decimals = 2 if abs(self.mean) >= 2 else 3  # rates in percent, margins in cosines
+            text = f"{self.mean:.{decimals}f}"
+            text += "" if self.spread is None else f" ± {self.spread:.{decimals}f}"
         return text if self.paper is None else f"{text} (paper {self.paper:g})"
 
 

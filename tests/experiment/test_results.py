@@ -65,7 +65,7 @@ def test_the_table_has_the_base_once_and_the_rows_in_order():
     assert str(table["DDL"]["rank-1"]) == "82.50 (paper 86.3)"
     assert table["Later"]["margin"].values == ()
     lines = shown(table).splitlines()
-    assert lines[3].split() == ["ArcFace", "80.50", "±", "0.71", "0.50", "±", "0.14"]
+    assert lines[3].split() == ["ArcFace", "80.50", "±", "0.71", "0.500", "±", "0.141"]
     text = markdown(study(), table, ["a note"])
     assert text.startswith("# Title\n\n|")
     assert text.endswith("- a note\n")
