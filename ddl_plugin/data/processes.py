@@ -216,6 +216,8 @@ def _ending(worker: subprocess.Popen) -> str:
 def serve(memory: int) -> None:
     """The life of a worker; memory: the descriptor of what is shared."""
     cv2.setNumThreads(0)
+    # A scheduler may send it to all processes of a job: the one that trains saves, and ends this one by its pipe.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.dup(1)
     os.dup2(2, 1)  # nothing that a library prints is to be taken for an answer
     writer, rows = pickle.load(requests)

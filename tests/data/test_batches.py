@@ -295,7 +295,7 @@ from ddl_plugin.settings import Degradation
 records = Records(sys.argv[1])
 source = BatchSource(records, ImageSampler(np.arange(24), 6), records.labels, [Degradation()])
 batches = ProcessBatches(source, workers=2)
-batch = batches.next()
+batch = [batches.next(), batches.next()][-1]  # of each worker one
 
 def wait():
     print(*[worker.pid for worker in batches._workers], flush=True)
@@ -319,12 +319,14 @@ def test_no_worker_outlives_a_killed_process(records):
     assert len(pids) == 2 and all(map(ended, pids))
 
 
-def test_ctrl_c_is_for_the_process_alone(records):
+def test_ctrl_c_and_sigterm_are_for_the_process_alone(records):
     code = (  # within the try when it is known here, by what is printed, that it can be interrupted
         "try:\n    wait()\nexcept KeyboardInterrupt:\n"
         "    for _ in range(20):\n        batches.next()\n    print('went on')\n"
     )
     process, pids = started(records, code)
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)  # as a scheduler does
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.communicate(timeout=60) == ("went on\n", "")
     assert process.returncode == 0 and all(map(ended, pids))  # without a call of close()
