@@ -291,7 +291,9 @@ class Functions:
         return Array(self, torch.where(condition.tensor != 0, x.tensor, y.tensor))
 
     def clip(self, data: Array, a_min: float, a_max: float) -> Array:
-        return Array(self, data.tensor.clamp(a_min, a_max))
+        # clamp() has a gradient at the ends in some versions of PyTorch and none in others: MXNet's has.
+        x = data.tensor
+        return Array(self, torch.where((x >= a_min) & (x <= a_max), x, x.detach().clamp(a_min, a_max)))
 
     def argmax(self, data: Array, axis: int | None = None, keepdims: bool = False) -> Array:
         """The first of the largest, as a float. NaN is the largest."""
