@@ -1,4 +1,4 @@
-"""Batches for MXNet: what `threads` prepares ahead of the training step, as MXNet's DataIter."""
+"""Batches for MXNet: what `threads` or `processes` prepares ahead of the training step, as MXNet's DataIter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from ddl_plugin.data.batches import BatchSource, Put
 from ddl_plugin.data.faces import SHAPE
+from ddl_plugin.data.processes import ProcessBatches
 from ddl_plugin.data.records import Records
 from ddl_plugin.data.sampler import ImageSampler, PairSampler, Share
 from ddl_plugin.data.threads import ThreadedBatches
@@ -47,7 +48,8 @@ class BatchIterator(mx.io.DataIter):
     """Batches of training images in the order of steps `start`, `start` + 1, ... without end.
 
     What they are, and what becomes of damaged records, is `BatchSource`'s: the same step gives the same pixels
-    whatever `threads` and `start`. threads: rows are decoded by so many. prefetch: batches prepared ahead, each
+    whatever `threads`, `workers` and `start`. threads: rows are decoded by so many. workers: processes that prepare
+    batches instead, which leave Python's lock to the training step; not planar ones. prefetch: batches prepared ahead, each
     37 KiB a row. With more damaged records than `max_damaged` the batches end in `UserError` with their numbers.
 
     Outputs per batch: data (rows, 112, 112, 3) uint8 RGB and softmax_label (rows,) float32. The images are as they
@@ -55,8 +57,8 @@ class BatchIterator(mx.io.DataIter):
     there. planar: data is (rows, 3, 112, 112) float32 all the same, for modules that take nothing else.
     A batch also has `step`, `index` ((rows,) int64 positions) and `distribution` ((rows,) int16).
 
-    `next()` raises what went wrong in a thread, and does so again at each call. `reset()` goes back to `start`;
-    `close()` ends the threads. A context manager.
+    `next()` raises what went wrong in a thread or process, and does so again at each call. `reset()` goes back to `start`;
+    `close()` ends them. A context manager.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class BatchIterator(mx.io.DataIter):
         first_row: int = 0,
         whole_rows: int | None = None,
         threads: int = 2,
+        workers: int = 0,
         prefetch: int = 2,
         max_damaged: float = MAX_DAMAGED,
         planar: bool = False,
@@ -81,8 +84,13 @@ class BatchIterator(mx.io.DataIter):
             records, sampler, labels, degradations, mirror=mirror, seed=seed, first_row=first_row,
             whole_rows=whole_rows, max_damaged=max_damaged,
         )  # fmt: skip
-        options = {"shape": _PLANES, "dtype": np.float32, "new_put": _new_put_planes} if planar else {}
-        self._batches = ThreadedBatches(source, start, threads=threads, prefetch=prefetch, **options)
+        if workers and planar:
+            raise ValueError("workers: expected 0 where planar, which threads of this process write")
+        if workers:
+            self._batches = ProcessBatches(source, start, workers=workers, prefetch=prefetch)
+        else:
+            options = {"shape": _PLANES, "dtype": np.float32, "new_put": _new_put_planes} if planar else {}
+            self._batches = ThreadedBatches(source, start, threads=threads, prefetch=prefetch, **options)
         self.provide_data = [pixels_description(sampler.rows, planar=planar)]
         self.provide_label = [mx.io.DataDesc("softmax_label", (sampler.rows,), np.float32)]
 
@@ -108,7 +116,7 @@ class BatchIterator(mx.io.DataIter):
         self._batches.reset()
 
     def close(self) -> None:
-        """End the threads; the iterator cannot be used any more. May be called twice."""
+        """End threads and processes; the iterator cannot be used any more. May be called twice."""
         self._batches.close()
 
     def __enter__(self) -> BatchIterator:

@@ -77,7 +77,9 @@ class MXNetEngine:
         return mx.lr_scheduler.MultiFactorScheduler(list(steps), factor=0.1, base_lr=self._settings.lr)
 
     def batches(self, pixels: Pixels, start: int, stop: int) -> BatchIterator:
-        return BatchIterator(**pixels.arguments(), start=start, threads=self._settings.num_threads)
+        """By threads of this process, or for GPUs by processes, which leave Python to the training step."""
+        gpu, count = self._contexts[0].device_type == "gpu", self._settings.num_threads
+        return BatchIterator(**pixels.arguments(), start=start, threads=count, workers=count if gpu else 0)
 
     def forward_backward(self, batch: mx.io.DataBatch, step: int, stopping: bool = False) -> None:
         # Dropout draws from MXNet's generator; seeded by the step, a resumed run draws the same.

@@ -125,8 +125,9 @@ def test_labels_are_the_ones_given(records):
         assert iterator.next().label[0].asnumpy()[:8].tolist() == list(range(50, 58))
 
 
-def test_earlier_batches_keep_their_pixels(records):
-    with BatchIterator(records, HalfHard(), records.labels, [CLEAN, DARK]) as iterator:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_earlier_batches_keep_their_pixels(records, workers):
+    with BatchIterator(records, HalfHard(), records.labels, [CLEAN, DARK], workers=workers) as iterator:
         held = [iterator.next() for _ in range(8)]
     for batch, (_, pixels, _) in zip(held, batches(records, 8), strict=True):
         assert np.array_equal(batch.data[0].asnumpy(), pixels)
@@ -144,10 +145,12 @@ def test_pixels_are_lent_and_taken_back(records):
         del batch
 
 
-def test_pixels_are_not_taken_back_while_mxnet_needs_them(records):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pixels_are_not_taken_back_while_mxnet_needs_them(records, workers):
     from ddl_plugin.mxnet_setup import mx
 
-    with BatchIterator(records, HalfHard(), records.labels, [CLEAN, CLEAN], prefetch=1) as iterator:
+    options = {"prefetch": 1, "workers": workers}
+    with BatchIterator(records, HalfHard(), records.labels, [CLEAN, CLEAN], **options) as iterator:
         work = mx.nd.ones((1500, 1500))
         sums = []
         for _ in range(6):
@@ -218,7 +221,9 @@ def test_degraded_before_mirrored(records):
             assert np.array_equal(pixels[row], expected)
 
 
-@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 5, "prefetch": 1}, {"prefetch": 6}])
+@pytest.mark.parametrize(
+    "options", [{"threads": 1}, {"threads": 5, "prefetch": 1}, {"prefetch": 6}, {"workers": 2}]
+)
 def test_threads_and_prefetch_do_not_change_pixels(records, options):
     for expected, got in zip(batches(records, 6), batches(records, 6, **options), strict=True):
         assert expected[0] == got[0]
@@ -324,6 +329,11 @@ def test_close_after_an_error_does_not_hang(broken):
 def test_threads_and_prefetch_of_none(records, option):
     with pytest.raises(ValueError, match="expected >= 1"):
         BatchIterator(records, HalfHard(), records.labels, [CLEAN, CLEAN], **{option: 0})
+
+
+def test_planar_pixels_are_for_threads(records):
+    with pytest.raises(ValueError, match="workers: expected 0 where planar"):
+        BatchIterator(records, HalfHard(), records.labels, [CLEAN, CLEAN], planar=True, workers=1)
 
 
 def test_real_records(shared_data):
