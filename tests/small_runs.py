@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from ddl_plugin.data.pairs import build_pairs
 from ddl_plugin.data.partition import build_partition
 from ddl_plugin.data.records import Records
 from ddl_plugin.data.synthetic import generate
+from ddl_plugin.export.params import Arrays, load_params
 from ddl_plugin.settings import DDLSettings, RunSettings
+from ddl_plugin.training.backends import Backbone
 from ddl_plugin.training.dataset import Dataset
 
 IDENTITIES, EMBEDDING = 10, 16
@@ -123,3 +126,32 @@ def train_command() -> Callable[..., subprocess.CompletedProcess]:
 @pytest.fixture(scope="session")
 def train_in_background() -> Callable[..., subprocess.Popen]:
     return start_train
+
+
+# -- what a run left ---------------------------------------------------------------------------------
+
+
+def parameters(backbone: Backbone) -> Arrays:
+    return {**backbone.arg, **backbone.aux, "fc7_weight": backbone.fc7}
+
+
+def assert_same(one: Backbone, other: Backbone) -> None:
+    _assert_equal(parameters(one), parameters(other))
+
+
+def assert_same_arrays(one: Path, other: Path) -> None:
+    """Of two .params files."""
+    for mine, theirs in zip(load_params(one), load_params(other), strict=True):
+        _assert_equal(mine, theirs)
+
+
+def _assert_equal(mine: Arrays, theirs: Arrays) -> None:
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def rows(folder: Path, kind: str = "train") -> list[dict]:
+    """The lines of a run's log that are of this kind."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.export.graph import EMBEDDING, Checkpoint, Graph, cut, find_checkpoint, load_symbol
-from ddl_plugin.export.params import load_params
+from ddl_plugin.export.params import load_params, save_params
+from ddl_plugin.files import write_text
 
 IMAGE_SHAPE = (3, 112, 112)
 
@@ -67,6 +70,13 @@ def backbone_arrays(
     fc7 = {name: array for name, array in stored.arg.items() if name == "fc7_weight"}
     require_finite({**arg, **aux, **fc7}, stored.source)
     return arg, aux, fc7.get("fc7_weight")
+
+
+def save_stored(prefix: str | os.PathLike, epoch: int, symbol: str, arg: Arrays, aux: Arrays) -> None:
+    """Write PREFIX-symbol.json and PREFIX-%04d.params, each whole or not at all."""
+    prefix = Path(prefix)
+    write_text(f"{prefix}-symbol.json", symbol)
+    save_params(f"{prefix}-{epoch:04d}.params", arg, aux)
 
 
 def require_emb_size(asked: int | None, size: int, symbol: object) -> None:

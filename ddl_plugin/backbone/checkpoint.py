@@ -18,13 +18,12 @@ from ddl_plugin.backbone.arrays import (
     no_embedding,
     read_stored,
     require_emb_size,
+    save_stored,
 )
 from ddl_plugin.backbone.networks import build_network
 from ddl_plugin.backbone.symbol_json import symbol_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.graph import EMBEDDING
-from ddl_plugin.export.params import save_params
-from ddl_plugin.files import write_text
 from ddl_plugin.mxnet_setup import mx, symbol_from_json
 
 
@@ -119,9 +118,7 @@ def save_backbone(
     prefix: str | os.PathLike, epoch: int, symbol: mx.sym.Symbol, arg: Arrays, aux: Arrays
 ) -> None:
     """Write PREFIX-symbol.json and PREFIX-%04d.params, each whole or not at all."""
-    prefix = Path(prefix)
-    write_text(f"{prefix}-symbol.json", symbol.tojson())
-    save_params(f"{prefix}-{epoch:04d}.params", arg, aux)
+    save_stored(prefix, epoch, symbol.tojson(), arg, aux)
 
 
 def fingerprint(backbone: Backbone) -> str:

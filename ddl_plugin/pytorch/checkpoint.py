@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -16,13 +15,12 @@ from ddl_plugin.backbone.arrays import (
     digest,
     read_stored,
     require_emb_size,
+    save_stored,
 )
 from ddl_plugin.backbone.networks import build_network
 from ddl_plugin.backbone.symbol_json import symbol_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.graph import Graph, is_state_dict, parse_symbol
-from ddl_plugin.export.params import save_params
-from ddl_plugin.files import write_text
 from ddl_plugin.pytorch.network import Network, expected_shapes
 from ddl_plugin.pytorch.state_dicts import from_state_dict, read_state_dict
 
@@ -119,9 +117,7 @@ def _initial(name: str, stated: str, shape: tuple[int, ...], rng: np.random.Gene
 
 def save_backbone(prefix: str | os.PathLike, epoch: int, backbone: Backbone) -> None:
     """Write PREFIX-symbol.json and PREFIX-%04d.params, which MXNet reads too, each whole or not at all."""
-    prefix = Path(prefix)
-    write_text(f"{prefix}-symbol.json", backbone.symbol)
-    save_params(f"{prefix}-{epoch:04d}.params", backbone.arg, backbone.aux)
+    save_stored(prefix, epoch, backbone.symbol, backbone.arg, backbone.aux)
 
 
 def fingerprint(backbone: Backbone) -> str:

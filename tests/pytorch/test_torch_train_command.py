@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import assert_same_arrays, rows
 
 from ddl_plugin.data.records import Records
 from ddl_plugin.data.sampler import ImageSampler
@@ -39,18 +40,6 @@ def finished(tmp_path_factory, write_recipe, train_command) -> tuple[Path, subpr
     folder = tmp_path_factory.mktemp("finished")
     recipe = write_recipe(folder, "config.baseline = True")
     return folder / "out", train_command(recipe, "--backend", "torch", "--output", folder / "out")
-
-
-def rows(folder: Path, kind: str = "train") -> list[dict]:
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
-
-
-def assert_same_arrays(one: Path, other: Path) -> None:
-    for mine, theirs in zip(load_params(one), load_params(other), strict=True):
-        assert mine.keys() == theirs.keys()
-        for name in mine:
-            np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
 # -- a finished run --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+from small_runs import assert_same, parameters
 
 from ddl_plugin import registry
 from ddl_plugin.errors import CheckError, UserError
@@ -89,17 +90,6 @@ def batches(monkeypatch):
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def parameters(backbone):
-    return {**backbone.arg, **backbone.aux, "fc7_weight": backbone.fc7}
-
-
-def assert_same(one, other):
-    one, other = parameters(one), parameters(other)
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def interrupt():

@@ -11,30 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import assert_same_arrays, rows
 
 from ddl_plugin import registry
 from ddl_plugin.backbone.checkpoint import new_backbone, save_backbone
 from ddl_plugin.data.attributes import AttributeTable
 from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.data.sampler import ImageSampler
-from ddl_plugin.export.params import load_params
 from ddl_plugin.mxnet_setup import mx
 from ddl_plugin.train import main
 from ddl_plugin.training.output import locked
 
 STEPS = 16
-
-
-def rows(folder: Path, kind: str = "train") -> list[dict]:
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
-
-
-def assert_same_arrays(one: Path, other: Path) -> None:
-    for mine, theirs in zip(load_params(one), load_params(other), strict=True):
-        assert mine.keys() == theirs.keys()
-        for name in mine:
-            np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
 # -- a finished run --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from small_runs import assert_same, parameters
 
 from ddl_plugin import registry
 from ddl_plugin.data.iterator import planes
@@ -68,17 +69,6 @@ def rows(folder):
 
 def trained_rows(folder):
     return [row for row in rows(folder) if row["kind"] == "train"]
-
-
-def parameters(backbone):
-    return {**backbone.arg, **backbone.aux, "fc7_weight": backbone.fc7}
-
-
-def assert_same(one, other):
-    one, other = parameters(one), parameters(other)
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def gradients(settings, backbone, arrays, data, label, contexts=ONE):
