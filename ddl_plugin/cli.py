@@ -133,12 +133,13 @@ def split_devices(text: str) -> tuple[str, str]:
     return match[1], match[2] or "0"
 
 
-def require_distinct(
+def require_outputs(
     outputs: Mapping[str, str | os.PathLike | None], inputs: Iterable[str | os.PathLike]
 ) -> None:
-    """Raise UserError where an output ({option: path, or None where not given}) is an input or another output.
+    """Raise UserError where an output file ({option: path, or None where not given}) cannot be written, or is an
+    input or another output: writing the one would destroy the other.
 
-    Asked before any work: writing the one would destroy the other.
+    Asked before any work, so that none is lost at its end.
     """
     taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
     for option, path in outputs.items():
@@ -147,6 +148,19 @@ def require_distinct(
         other = taken.setdefault(Path(path).resolve(), f"what {option} writes")
         if other != f"what {option} writes":
             raise UserError(f"{option}: expected a file of its own, got {path}, which is {other}")
+        _require_writable(option, Path(path))
+
+
+def _require_writable(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{option}: expected the name of a file to write, got the folder {path}")
+    folder = next(parent for parent in path.absolute().parents if os.access(parent, os.F_OK))
+    if not folder.is_dir():
+        raise UserError(f"{option}: expected a file in a folder, got {path}, but {folder} is a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{option}: {path} cannot be written: {folder} may not be written to; name another file"
+        )
 
 
 def write_json(path: str | os.PathLike, result: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ddl_plugin.cli import Parser, require_distinct, uninterrupted, write_json
+from ddl_plugin.cli import Parser, require_outputs, uninterrupted, write_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.bins import BinSet, load_bin
 from ddl_plugin.export.convert import OPSET, read_model
@@ -159,7 +159,7 @@ def export(options: Namespace) -> dict[str, Any]:
     outputs |= {
         f"--{kind}": reduced_name(options.output, kind) for kind in ("fp16", "int8") if getattr(options, kind)
     }
-    require_distinct(outputs, _inputs(options))
+    require_outputs(outputs, _inputs(options))
     base = _base_model(options.base) if options.base else None
     images = real_images(options.images) if options.images else None
     calibration = images_of_identities(options.calibrate, _SIZE, CALIBRATION_IMAGES) if options.int8 else None

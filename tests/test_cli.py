@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ddl_plugin.cli import INTERRUPTED, Parser, require_distinct, run, uninterrupted, write_json
+from ddl_plugin.cli import INTERRUPTED, Parser, require_outputs, run, uninterrupted, write_json
 from ddl_plugin.errors import CheckError, UserError
 
 
@@ -119,12 +119,30 @@ def test_an_error_of_the_block_is_not_replaced_by_the_interrupt():
 def test_outputs_are_neither_inputs_nor_each_other(tmp_path):
     model = tmp_path / "m.onnx"
     (tmp_path / "link").symlink_to(model)
-    require_distinct({"--output": tmp_path / "o.onnx", "--json": None}, [model])
+    require_outputs({"--output": tmp_path / "o.onnx", "--json": None}, [model])
     for same in (model, tmp_path / "x" / ".." / "m.onnx", tmp_path / "link"):
         with pytest.raises(UserError, match=r"--json: expected a file of its own, got .*the input .*m\.onnx"):
-            require_distinct({"--json": same}, [model])
+            require_outputs({"--json": same}, [model])
     with pytest.raises(UserError, match=r"--json: expected a file of its own, got a, which is what --output"):
-        require_distinct({"--output": "a", "--json": "a"}, [])
+        require_outputs({"--output": "a", "--json": "a"}, [])
+
+
+def test_outputs_that_cannot_be_written_are_told(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    require_outputs({"--json": file, "--csv": tmp_path / "new" / "folder" / "file.csv"}, [])
+    with pytest.raises(UserError, match=r"--json: expected the name of a file to write, got the folder"):
+        require_outputs({"--json": tmp_path}, [])
+    with pytest.raises(
+        UserError, match=r"--json: expected a file in a folder, got .*x\.json, but .*file is a file"
+    ):
+        require_outputs({"--json": file / "new" / "x.json"}, [])
+    access = os.access  # the tests may run as root, who may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    with pytest.raises(
+        UserError, match=rf"--json: .*x\.json cannot be written: {tmp_path} may not be written to"
+    ):
+        require_outputs({"--json": tmp_path / "new" / "x.json"}, [])
 
 
 def test_a_second_ctrl_c_does_not_break_off_the_cleaning_up(capsys):

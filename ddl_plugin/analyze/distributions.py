@@ -6,7 +6,7 @@ from typing import Any
 
 from ddl_plugin.cli import uninterrupted, write_json
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluate.models import MODEL, model_names, open_model, progress_bar, require_outputs_distinct
+from ddl_plugin.evaluate.models import MODEL, model_names, open_model, progress_bar, require_model_outputs
 
 
 def add(kinds: Any) -> None:
@@ -34,7 +34,7 @@ def _analyze(options: Any) -> None:
     sets = {bin_set.name: bin_set for bin_set in map(load_bin, options.bin)}
     if len(sets) < len(options.bin):
         raise UserError(f"--bin: expected files with different names, got {', '.join(options.bin)}")
-    require_outputs_distinct({"--output": output, "--json": options.json}, options.model, options.bin)
+    require_model_outputs({"--output": output, "--json": options.json}, options.model, options.bin)
     scores = {}
     for name, model in zip(names, options.model, strict=True):
         embed, progress = open_model(model), progress_bar(name)

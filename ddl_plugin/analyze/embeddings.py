@@ -39,13 +39,13 @@ def _embeddings(options: Any) -> None:
         from ddl_plugin.data.attributes import AttributeTable, require_of
         from ddl_plugin.data.records import Records
         from ddl_plugin.data.rules import select
-        from ddl_plugin.evaluate.models import model_names, open_model, require_outputs_distinct
+        from ddl_plugin.evaluate.models import model_names, open_model, require_model_outputs
 
     output = check_output(options.output)
     records = Records(options.rec)
     inputs = [records.path, records.path.with_suffix(".idx")]
     names = model_names(options.model)
-    require_outputs_distinct(
+    require_model_outputs(
         {"--output": output}, options.model, [*inputs, *([options.attributes] if options.attributes else [])]
     )
     hard = None

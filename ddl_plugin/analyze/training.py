@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ddl_plugin.cli import require_distinct, uninterrupted
+from ddl_plugin.cli import require_outputs, uninterrupted
 from ddl_plugin.errors import UserError
 
 _LOG = "log.jsonl"
@@ -28,7 +28,7 @@ def _training(options: Any) -> None:
 
     output = check_output(options.output)
     logs = [log for folder in options.run for log in _logs(Path(folder))]
-    require_distinct({"--output": output}, logs)
+    require_outputs({"--output": output}, logs)
     names = _names(logs)
     training_figure(
         {name: read_log(log) for name, log in zip(names, logs, strict=True)}, output, options.term

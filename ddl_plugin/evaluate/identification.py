@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ddl_plugin.cli import uninterrupted
 from ddl_plugin.errors import UserError, did_you_mean
 from ddl_plugin.evaluate.figures import add_figures, draw, figure_paths
-from ddl_plugin.evaluate.models import add_models, measured, require_outputs_distinct
+from ddl_plugin.evaluate.models import add_models, measured, require_model_outputs
 from ddl_plugin.evaluate.report import add_report, check_report, write_report
 from ddl_plugin.evaluate.tables import print_lines, print_table, write_results
 from ddl_plugin.evaluate.verification import add_rules
@@ -101,7 +101,7 @@ def _identification(options: Any) -> None:
         **{f"--figures ({path.name})": path for path in figures},
     }
     outputs |= {f"--save-protocol ({path.name})": path for path in saved}
-    require_outputs_distinct(outputs, options.model, _inputs(options, task))
+    require_model_outputs(outputs, options.model, _inputs(options, task))
     for path, text in saved.items():
         _write(path, text, task)
     found = measured(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddl_plugin.cli import uninterrupted
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluate.models import add_models, model_names, open_model, require_outputs_distinct
+from ddl_plugin.evaluate.models import add_models, model_names, open_model, require_model_outputs
 from ddl_plugin.evaluate.report import add_report, check_report, write_report
 from ddl_plugin.evaluate.tables import write_results
 from ddl_plugin.files import sha256, write_text
@@ -99,16 +99,9 @@ def _ijb(options: Any) -> None:
     lists_read = [layout.media, layout.landmarks, layout.pairs, *layout.galleries, layout.probes]
     figures = _figure_paths(options)
     report = check_report(options.report)
-    outputs = {
-        "--json": options.json, "--csv": options.csv, "--features": options.features, "--report": report
-    }  # fmt: skip
-    for option in ("--json", "--csv"):  # asked before hours of work
-        if outputs[option] and Path(outputs[option]).is_dir():
-            raise UserError(
-                f"{option}: expected the name of a file to write, got the folder {outputs[option]}"
-            )
+    outputs = {"--json": options.json, "--csv": options.csv, "--report": report}
     outputs.update({f"--figures ({path.name})": path for path in figures.values()})
-    require_outputs_distinct(outputs, options.model, lists_read)
+    require_model_outputs(outputs, options.model, [*lists_read, options.features])
     problems = Problems(options.max_problems)
     lists = read_lists(layout, options.protocol, problems)
     weighting = _weighting(options)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddl_plugin.cli import require_distinct, uninterrupted
+from ddl_plugin.cli import require_outputs, uninterrupted
 from ddl_plugin.errors import UserError
 from ddl_plugin.export.graph import model_files
 
@@ -30,12 +30,12 @@ def measured(models: Sequence[str], measure: Callable) -> dict[str, Any]:
     return results
 
 
-def require_outputs_distinct(
+def require_model_outputs(
     outputs: Mapping[str, str | None], models: Sequence[str], inputs: Sequence[str | Path]
 ) -> None:
-    """`cli.require_distinct` with the files of `models` among the inputs."""
+    """`cli.require_outputs` with the files of `models` among the inputs."""
     if any(outputs.values()):
-        require_distinct(outputs, [*inputs, *(path for model in models for path in model_files(model))])
+        require_outputs(outputs, [*inputs, *(path for model in models for path in model_files(model))])
 
 
 def open_model(model: str) -> Callable:

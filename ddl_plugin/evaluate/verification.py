@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ddl_plugin.cli import uninterrupted
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluate.figures import add_figures, draw, figure_paths
-from ddl_plugin.evaluate.models import add_models, measured, require_outputs_distinct
+from ddl_plugin.evaluate.models import add_models, measured, require_model_outputs
 from ddl_plugin.evaluate.report import add_report, check_report, write_report
 from ddl_plugin.evaluate.tables import print_table, write_results
 
@@ -54,7 +54,7 @@ def _verification(options: Any) -> None:
         "--report": report,
         **{f"--figures ({path.name})": path for path in figures},
     }
-    require_outputs_distinct(outputs, options.model, inputs)
+    require_model_outputs(outputs, options.model, inputs)
     for bin_set in sets:
         check(bin_set)
     subsets = _subsets(options, sets)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddl_plugin.cli import require_distinct, uninterrupted, write_json
+from ddl_plugin.cli import require_outputs, uninterrupted, write_json
 
 if TYPE_CHECKING:
     from ddl_plugin.data.attributes import AttributeTable
@@ -62,7 +62,7 @@ def _import(options: argparse.Namespace) -> None:
         from ddl_plugin.data.attributes import require_output
 
     inputs = [*options.inputs(options), *([options.names] if options.names else [])]
-    require_distinct({"--output": options.output, "--json": options.json}, inputs)
+    require_outputs({"--output": options.output, "--json": options.json}, inputs)
     require_output(options.output)
     imported = options.read(options, Names.load(options.names) if options.names else None)
     imported.table.save(options.output)

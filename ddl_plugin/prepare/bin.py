@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddl_plugin.cli import require_distinct, uninterrupted, write_json
+from ddl_plugin.cli import require_outputs, uninterrupted, write_json
 from ddl_plugin.errors import UserError
 
 _SHOWN = 3  # names
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.folder}: expected the folder of the distribution, got no such folder")
     inputs = [path for path in (options.pairs, options.detector, options.landmarks) if path is not None]
     table = table_path(options.output)
-    require_distinct(
+    require_outputs(
         {"--output": options.output, "--output (its table)": table, "--json": options.json}, inputs
     )
     packing = Packing(options.detector, options.landmarks, options.max_fallback, options.workers)

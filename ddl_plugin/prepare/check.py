@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ddl_plugin.cli import require_distinct, write_json
+from ddl_plugin.cli import require_outputs, write_json
 from ddl_plugin.errors import CheckError
 from ddl_plugin.prepare.record_files import record_files
 from ddl_plugin.prepare.words import images_each, images_of_identities
@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from ddl_plugin.ingest.check import check_records
 
-    require_distinct({"--json": arguments.json}, record_files(arguments.rec))
+    require_outputs({"--json": arguments.json}, record_files(arguments.rec))
     report = check_records(
         arguments.rec, decode=not arguments.quick, workers=arguments.workers, progress=True
     )

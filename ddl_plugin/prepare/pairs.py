@@ -108,7 +108,7 @@ def _build(options: argparse.Namespace) -> None:
 
 def _require_own_files(target: Path, sets: Sets, model: str) -> None:
     """`UserError` where what is written would replace what is read."""
-    from ddl_plugin.cli import require_distinct
+    from ddl_plugin.cli import require_outputs
     from ddl_plugin.export.graph import model_files
 
     outputs = {
@@ -116,7 +116,7 @@ def _require_own_files(target: Path, sets: Sets, model: str) -> None:
         "the report": target.with_suffix(".json"),
         "the figure": target.with_suffix(".png"),
     }
-    require_distinct(outputs, [*sets.inputs, *model_files(model)])
+    require_outputs(outputs, [*sets.inputs, *model_files(model)])
     if _holds_else(target):
         raise UserError(
             f"--output: expected pairs or nothing at {target}, got other arrays; name another file"

@@ -24,11 +24,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> None:
     from ddl_plugin.analysis.partition_report import save_partition, set_counts, shared_counts
     from ddl_plugin.analysis.sheet import write_sheet
-    from ddl_plugin.cli import require_distinct, write_json
+    from ddl_plugin.cli import require_outputs, write_json
 
     sets = open_sets(options)
     outputs = {name: options.output / name for name in ("sheet.png", "partition.json", "partition.npz")}
-    require_distinct(outputs, sets.inputs)
+    require_outputs(outputs, sets.inputs)
     counts, shared = set_counts(sets.records, sets.partition), shared_counts(sets.records, sets.partition)
     damaged = f", {len(sets.records.damaged)} damaged ones left out" if len(sets.records.damaged) else ""
     print(f"{sets.records.path}: {len(sets.records)} images{damaged}\n")

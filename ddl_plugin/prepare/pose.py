@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl_plugin.cli import require_distinct, uninterrupted, write_json
+from ddl_plugin.cli import require_outputs, uninterrupted, write_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.prepare.record_files import record_files
 
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.rec or options.model:
         raise UserError("--merge: expected --output alone, got REC or --model too; leave them out")
-    require_distinct({"--output": options.output, "--json": options.json}, [])
+    require_outputs({"--output": options.output, "--json": options.json}, [])
     table = merge_poses(options.output)
     _report(
         options, table.columns["yaw"], {"records": table.provenance["records"], "images": len(table.keys)}
@@ -82,7 +82,7 @@ def _estimate(options: argparse.Namespace) -> None:
     records = BinImages(options.rec) if of_a_bin else Records(options.rec)
     files = [records.path] if of_a_bin else record_files(records.path)
     outputs = {"--output": _written(options), "--json": options.json}
-    require_distinct(outputs, [*files, *options.model])
+    require_outputs(outputs, [*files, *options.model])
     _require_own_table(_written(options))
     result = estimate_pose(
         records, open_models(options.model), options.output, shard=shard, threads=threads, progress=True

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddl_plugin.cli import require_distinct, write_json
+from ddl_plugin.cli import require_outputs, write_json
 from ddl_plugin.errors import UserError
 from ddl_plugin.prepare.record_files import record_files
 from ddl_plugin.prepare.words import images_each, images_of_identities
@@ -105,7 +105,7 @@ def _require_own_report(arguments: argparse.Namespace) -> None:
 
     inputs = (arguments.keep_identities, arguments.drop_identities, arguments.detector, arguments.landmarks)
     sources = [file for source in arguments.sources for file in record_files(source)]
-    require_distinct({"--json": arguments.json}, [*sources, *filter(None, inputs)])
+    require_outputs({"--json": arguments.json}, [*sources, *filter(None, inputs)])
     written = [
         *record_files(arguments.output / "train.rec"),
         arguments.output / REPORT,

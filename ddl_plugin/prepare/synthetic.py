@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ddl_plugin.cli import write_json
+from ddl_plugin.cli import require_outputs, write_json
 from ddl_plugin.prepare.words import images_of_identities
 
 
@@ -31,6 +31,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from ddl_plugin.data import synthetic
 
+    require_outputs({"--json": arguments.json}, [])
     made = synthetic.generate(
         arguments.output,
         identities=synthetic.IDENTITIES if arguments.identities is None else arguments.identities,

@@ -102,7 +102,7 @@ def test_a_bad_checkpoint_exits_2_with_one_line(tmp_path):
         (("--output", "m.onnx", "--tolerance", "0"), "--tolerance: expected a number > 0, got 0"),
         (("--output", "m.onnx", "--base", "none.onnx"), "none.onnx: no such ONNX file"),
         (("--output", "m.onnx", "--images", "none.rec"), "none.rec"),
-        (("--output", "folder.onnx"), "expected the name of a file to write, got a folder"),
+        (("--output", "folder.onnx"), "expected the name of a file to write, got the folder folder.onnx"),
         (("--output", "m.bin"), "--output: expected a name that ends in .onnx, got 'm.bin'"),
         (("--output", "folder.onnx", "--base", "folder.onnx"), "--output: expected a file of its own"),
         (("--output", "m.onnx", "--json", "m.onnx"), "--json: expected a file of its own, got m.onnx"),

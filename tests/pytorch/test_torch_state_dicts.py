@@ -11,7 +11,7 @@ import pytest
 from torch_networks import IResNet, MobileFaceNet, randomised
 
 from ddl_plugin.errors import UserError
-from ddl_plugin.evaluate.models import open_model, require_outputs_distinct
+from ddl_plugin.evaluate.models import open_model, require_model_outputs
 from ddl_plugin.export.convert import to_model
 from ddl_plugin.pytorch.checkpoint import load_backbone, new_backbone, save_backbone
 from ddl_plugin.pytorch.state_dicts import read_state_dict, to_state_dict
@@ -141,7 +141,7 @@ def test_evaluation_takes_it(mbf, tmp_path):
     images = pixels().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
     close(torch.tensor(open_model(path)(images)), embeddings(mbf, (pixels() - 127.5) / 127.5))
     with pytest.raises(UserError, match="--json"):
-        require_outputs_distinct({"--json": path}, [path], [])
+        require_model_outputs({"--json": path}, [path], [])
 
 
 def refuses(path, message, **options):
