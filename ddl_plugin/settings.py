@@ -419,6 +419,7 @@ class IdentificationSettings:
     rec: str = "val.rec"  # path, or a name in `dataset_path`
     protocol: str | None = None  # CSV of record, role[, condition]; None: first image against others
     sizes: tuple[str | int, ...] = ("full",)  # side of the probe in pixels, or 'full'
+    both_sizes: tuple[int, ...] = ()  # side of probe and gallery image alike, in pixels
     probes: int = 1  # without a protocol: how many images of an identity after its first, at most
 
     def __post_init__(self) -> None:
@@ -426,14 +427,17 @@ class IdentificationSettings:
         if self.protocol is not None:
             _text("identification.protocol", self.protocol, "a CSV file of record, role[, condition]")
         require_whole("identification.probes", self.probes, 1)
-        sizes = (self.sizes,) if isinstance(self.sizes, (str, int)) else self.sizes
-        require(
-            isinstance(sizes, (tuple, list)), "identification.sizes", sizes, "a list such as ['full', 24]"
-        )
+        self._check_sizes("sizes", "a list such as ['full', 24]", "'full' or pixels within 4..112")
+        self._check_sizes("both_sizes", "a list such as [24, 14]", "pixels within 4..112")
+
+    def _check_sizes(self, name: str, a_list: str, a_size: str) -> None:
+        where, sizes = f"identification.{name}", getattr(self, name)
+        sizes = (sizes,) if isinstance(sizes, (str, int)) else sizes
+        require(isinstance(sizes, (tuple, list)), where, sizes, a_list)
         for size in sizes:
-            good = size == "full" or (isinstance(size, int) and 4 <= size <= 112)
-            require(good, "identification.sizes", size, "'full' or pixels within 4..112")
-        object.__setattr__(self, "sizes", tuple(sizes))
+            good = (size == "full" and name == "sizes") or (isinstance(size, int) and 4 <= size <= 112)
+            require(good, where, size, a_size)
+        object.__setattr__(self, name, tuple(sizes))
 
 
 @dataclass(frozen=True)

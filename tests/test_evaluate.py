@@ -83,6 +83,30 @@ def test_identification_at_several_sizes(folder):
     assert (full["size"], full["rank1"], small["size"]) == ("full", 1.0, 8)
 
 
+def test_identification_of_probes_and_gallery_of_one_size(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    options = [
+        "identification",
+        "--model",
+        "base.onnx",
+        "--rec",
+        "val.rec",
+        "--size",
+        "8",
+        "--both-size",
+        "8",
+    ]
+    assert main([*options, "--json", "id.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 x 8 pixels: 6 probes" in shown
+    assert "8 x 8 pixels, gallery too: 6 probes" in shown
+    entries = json.loads((folder / "id.json").read_text())["results"]["base.onnx"]["results"]
+    assert [entry["gallery_size"] for entry in entries] == ["full", 8]
+    assert main([*options[:-1], "full"]) == 2
+    message = "--both-size: expected a whole number of pixels within 4..112, got 'full'"
+    assert message in capsys.readouterr().err
+
+
 def test_a_protocol_with_conditions_and_unknown_probes(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     rows = "record,role,condition\n1,gallery,\n3,gallery,\n2,probe,near\n4,probe,far\n6,probe,far\n"

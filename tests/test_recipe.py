@@ -49,7 +49,9 @@ def build(*given, **options):
 
 
 def test_a_recipe_is_its_keys_over_the_defaults(recipe):
-    settings = recipe("config.lr = 0.01\nconfig.identification = EasyDict(rec='v.rec', sizes=['full', 24])")
+    settings = recipe(
+        "config.lr = 0.01\nconfig.identification = EasyDict(rec='v.rec', sizes=['full', 24], both_sizes=14)"
+    )
     assert (settings.dataset_path, settings.pretrained, settings.lr, settings.wd) == (
         "faces",
         "model,0",
@@ -57,7 +59,7 @@ def test_a_recipe_is_its_keys_over_the_defaults(recipe):
         5e-4,
     )
     assert settings.ddl == DDLSettings(b=4, hard=("abs(yaw) > 45",))
-    assert settings.identification == IdentificationSettings("v.rec", None, ("full", 24))
+    assert settings.identification == IdentificationSettings("v.rec", None, ("full", 24), (14,))
 
 
 def test_easydicts_own_types_are_plain_again(recipe):
@@ -117,7 +119,15 @@ def test_a_plain_dict_will_do(recipe):
         ),
         (
             "config.identification = 'v.rec'",
-            "identification: expected a dict of rec, protocol, sizes, probes, got 'v.rec'",
+            "identification: expected a dict of rec, protocol, sizes, both_sizes, probes, got 'v.rec'",
+        ),
+        (
+            "config.identification = {'both_sizes': ['full']}",
+            "identification.both_sizes: expected pixels within 4..112, got 'full'",
+        ),
+        (
+            "config.identification = {'both_sizes': {}}",
+            "both_sizes: expected a list such as [24, 14], got {}",
         ),
         ("config.ddl = 4", "ddl: expected a dict of b, easy, hard, lambda_pos"),
         ("config.ddl = {'b': 4}", "ddl.hard: expected K >= 1 hard distributions"),

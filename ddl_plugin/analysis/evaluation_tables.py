@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddl_plugin.analysis.page import Html, small, strong, table, together
+from ddl_plugin.evaluation.identification import title_of
 
 NONE = "none"  # where there is nothing to measure
 ENOUGH = 10  # negatives that a FAR should rest on
@@ -69,13 +70,15 @@ def searches_table(entries: Mapping[str, Entry], caption: str) -> Html:
 
 
 def averages_table(averages: Mapping[str, Sequence[Entry]]) -> Html:
-    """Means of rank-k over conditions. averages: model -> dicts with size, over (names of conditions), rank1, rank5."""
+    """Means of rank-k over conditions. averages: model -> dicts with size, gallery_size, over (names of
+    conditions), rank1, rank5."""
     rows = []
     for i, some in enumerate(next(iter(averages.values()))):
-        size = "full size" if some["size"] == "full" else f"{some['size']} x {some['size']} pixels"
         for k in (1, 5):
             values = [percent(own[i][f"rank{k}"]) for own in averages.values()]
-            rows.append([f"rank-{k}, {size}, over {', '.join(some['over'])}", *highlighted("rank", values)])
+            rows.append(
+                [f"rank-{k}, {title_of(some)}, over {', '.join(some['over'])}", *highlighted("rank", values)]
+            )
     return table("Averages over conditions", ["measure", *averages], rows)
 
 

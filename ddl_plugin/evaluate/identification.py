@@ -38,6 +38,8 @@ def add(kinds: Any) -> None:
     parser.add_argument("--size", nargs="+", type=_size, metavar="PIXELS",
                         help="resolution of the probes: full, or pixels a side (default: full 24 14; full alone for "
                         "scface and cox)")  # fmt: skip
+    parser.add_argument("--both-size", nargs="+", type=_pixels, default=(), metavar="PIXELS",
+                        help="also compare probes and gallery images that are both of so many pixels a side")  # fmt: skip
     files = parser.add_argument_group("what --protocol needs")
     files.add_argument("--names", metavar="FILE", help="names file of --rec, for a CSV with a column `file`")
     files.add_argument(
@@ -66,11 +68,13 @@ def add(kinds: Any) -> None:
 
 
 def _size(text: str) -> int | None:
-    if text == "full":
-        return None
+    return None if text == "full" else _pixels(text, "--size", "'full' or ")
+
+
+def _pixels(text: str, option: str = "--both-size", other: str = "") -> int:
     if text.isascii() and text.isdigit() and 4 <= int(text) <= 112:
         return int(text)
-    raise UserError(f"--size: expected 'full' or a whole number of pixels within 4..112, got {text!r}")
+    raise UserError(f"{option}: expected {other}a whole number of pixels within 4..112, got {text!r}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,13 @@ def _identification(options: Any) -> None:
     found = measured(
         options.model,
         lambda embed, progress: examine(
-            embed, task.faces, task.protocol, sizes, subsets=task.subsets, progress=progress
+            embed,
+            task.faces,
+            task.protocol,
+            sizes,
+            both_sizes=options.both_size,
+            subsets=task.subsets,
+            progress=progress,
         ),
     )
     results = {name: result for name, (result, _) in found.items()}
@@ -265,9 +275,8 @@ def _print(results: dict[str, dict[str, Any]], title_of: Any, split: Split | Non
         print_table(title, {name: result["results"][i] for name, result in results.items()})
     for i, average in enumerate(some.get("averages", ())):
         names = ", ".join(average["over"])
-        size = "full size" if average["size"] == "full" else f"{average['size']} x {average['size']} pixels"
         lines = {
             f"rank-{k}": [f"{result['averages'][i][f'rank{k}']:.2%}" for result in results.values()]
             for k in (1, 5)
         }
-        print_lines(f"{size}, average of {names}", lines, list(results))
+        print_lines(f"{title_of(average)}, average of {names}", lines, list(results))

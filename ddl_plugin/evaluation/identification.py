@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,6 +71,13 @@ def _face(faces: Faces, position: int, size: int | None) -> np.ndarray:
         return pixels
     # The generator is asked for by degrade; a fixed size draws nothing that matters.
     return degrade(pixels, Degradation(size=size), np.random.default_rng(0))
+
+
+class Sizes(NamedTuple):
+    """Sides in pixels that images are shrunk to; None: as they are."""
+
+    probe: int | None
+    gallery: int | None
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ def examine(
     protocol: Protocol,
     sizes: Sequence[int | None] = SIZES,
     *,
+    both_sizes: Sequence[int] = (),
     subsets: Sequence[Subset] = (),
     flip: bool = False,
     batch: int = 64,
@@ -177,15 +185,16 @@ def examine(
     """Rank-1, rank-5, TAR at FAR over all probe-gallery pairs, and their distributions.
 
     Args:
-        sizes: resolutions of the probes in pixels, None for the images as they are; the gallery is never
-            degraded.
+        sizes: resolutions of the probes in pixels, None for the images as they are; the gallery as it is.
+        both_sizes: resolutions of probes and gallery alike, in pixels: two hard images are compared, as the
+            student distributions compare them.
         subsets: easy and hard probes.
         flip: False by default, unlike verification: one embedding of one image, as a deployed search does it.
 
     Returns:
         dict with set, gallery, gallery_identities, probes, results and, where the protocol has two conditions or more,
-        averages. results: one entry for each size and each line of `lines_of`, with size ('full' or pixels),
-        condition ('all' or its name), probes (those that are there), missing (those that are not: not found),
+        averages. results: one entry for each size and each line of `lines_of`, with size (of the probes: 'full' or
+        pixels), gallery_size ('full' or pixels), condition ('all' or its name), probes (those that are there), missing (those that are not: not found),
         outside_gallery (probes left out of rank-k), rank1, rank5 (0..1) and the keys of `summarise`.
         averages: for each size (and group) the means of rank1 and rank5 over the conditions.
 
@@ -194,18 +203,26 @@ def examine(
     if isinstance(faces, Records):
         faces = RecordFaces(faces)
     lines = lines_of(protocol, faces.labels, subsets)
-    gallery = embed_faces(embed, faces, protocol.gallery, flip=flip, batch=batch, progress=progress)
+    embedded = functools.partial(embed_faces, embed, faces, flip=flip, batch=batch, progress=progress)
+    as_it_is = embedded(protocol.gallery) if sizes else None
     results, evidence = [], []
-    for size in sizes:
-        probes = embed_faces(embed, faces, protocol.probes, size, flip=flip, batch=batch, progress=progress)
-        for line in lines:
-            rows, columns = protocol.probes[line.probes], protocol.gallery[line.gallery]
-            found = search(
-                gallery[line.gallery], faces.labels[columns], probes[line.probes], faces.labels[rows], fars
-            )
-            results.append(_entry(found, line, size, fars))
-            title = title_of(results[-1])
-            evidence.append(_evidence(found, line, title, faces, rows, columns, size))
+    for size in dict.fromkeys([*sizes, *both_sizes]):
+        probes = embedded(protocol.probes, size)
+        galleries = [Sizes(size, None)] * (size in sizes) + [Sizes(size, size)] * (size in both_sizes)
+        for shown in galleries:
+            gallery = as_it_is if shown.gallery is None else embedded(protocol.gallery, shown.gallery)
+            for line in lines:
+                rows, columns = protocol.probes[line.probes], protocol.gallery[line.gallery]
+                found = search(
+                    gallery[line.gallery],
+                    faces.labels[columns],
+                    probes[line.probes],
+                    faces.labels[rows],
+                    fars,
+                )
+                results.append(_entry(found, line, shown, fars))
+                title = title_of(results[-1])
+                evidence.append(_evidence(found, line, title, faces, rows, columns, shown))
     result = {
         "set": faces.name,
         "gallery": len(protocol.gallery),
@@ -218,16 +235,19 @@ def examine(
 
 
 def title_of(entry: dict[str, Any]) -> str:
-    """'full size', '14 x 14 pixels, d1': the line of an entry of results."""
+    """'full size', '14 x 14 pixels, gallery too, d1': the line of an entry of results or averages."""
     size = "full size" if entry["size"] == "full" else f"{entry['size']} x {entry['size']} pixels"
-    return size if entry["condition"] == ALL else f"{size}, {entry['condition']}"
+    if entry["gallery_size"] != "full":
+        size += ", gallery too"
+    return size if entry.get("condition", ALL) == ALL else f"{size}, {entry['condition']}"
 
 
-def _entry(found: Search, line: Line, size: int | None, fars: Sequence[float]) -> dict[str, Any]:
+def _entry(found: Search, line: Line, sizes: Sizes, fars: Sequence[float]) -> dict[str, Any]:
     ranks = found.ranks[found.ranks > 0]
     rates = found.rates
     return {
-        "size": "full" if size is None else size,
+        "size": sizes.probe or "full",
+        "gallery_size": sizes.gallery or "full",
         "condition": line.condition,
         "probes": int(found.ranks.size),
         "missing": line.missing,
@@ -244,7 +264,7 @@ def _evidence(
     faces: Faces,
     rows: np.ndarray,
     columns: np.ndarray,
-    size: int | None,
+    sizes: Sizes,
 ) -> Evidence:
     """rows, columns: positions of the line's probes and gallery images."""
     ranks = found.ranks[found.ranks > 0]
@@ -262,14 +282,14 @@ def _evidence(
         for i in worst[:FAILURES].tolist():
             probe, candidate = int(rows[i]), int(columns[place[i]])
             names = faces.describe(probe), faces.describe(candidate)
-            load = functools.partial(_pair, faces, probe, candidate, size)
+            load = functools.partial(_pair, faces, probe, candidate, sizes)
             failures.append(Failure(kind, float(score[i]), float(rival[i]), names, load))
     rates = found.rates
-    genuine = _genuine(found, faces, rows, columns, size)
+    genuine = _genuine(found, faces, rows, columns, sizes)
     return Evidence(title, rates.negatives, rates.positives, rates.curve(), cmc, tuple(failures), genuine)
 
 
-def _genuine(found: Search, faces: Faces, rows: np.ndarray, columns: np.ndarray, size: int | None) -> Genuine:
+def _genuine(found: Search, faces: Faces, rows: np.ndarray, columns: np.ndarray, sizes: Sizes) -> Genuine:
     """The probes whose identity is in the gallery, each against the best of another person."""
     probes = np.flatnonzero(found.ranks > 0)
 
@@ -279,7 +299,10 @@ def _genuine(found: Search, faces: Faces, rows: np.ndarray, columns: np.ndarray,
 
     def images(i: int) -> tuple[np.ndarray, ...]:
         probe, *candidates = places(i)
-        return (_face(faces, probe, size), *(_face(faces, candidate, None) for candidate in candidates))
+        return (
+            _face(faces, probe, sizes.probe),
+            *(_face(faces, candidate, sizes.gallery) for candidate in candidates),
+        )
 
     return Genuine(
         found.own_score[probes],
@@ -291,8 +314,8 @@ def _genuine(found: Search, faces: Faces, rows: np.ndarray, columns: np.ndarray,
     )
 
 
-def _pair(faces: Faces, probe: int, candidate: int, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    return _face(faces, probe, size), _face(faces, candidate, None)
+def _pair(faces: Faces, probe: int, candidate: int, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    return _face(faces, probe, sizes.probe), _face(faces, candidate, sizes.gallery)
 
 
 def _averages(protocol: Protocol, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -302,11 +325,14 @@ def _averages(protocol: Protocol, results: Sequence[dict[str, Any]]) -> list[dic
     conditions = _conditions(protocol)
     groups = [""] if protocol.groups is None else _groups(protocol)
     averages = []
-    for size in dict.fromkeys(entry["size"] for entry in results):
+    for size, gallery in dict.fromkeys((entry["size"], entry["gallery_size"]) for entry in results):
+        of_size = [e for e in results if (e["size"], e["gallery_size"]) == (size, gallery)]
         for group in groups:
             names = [f"{group}, {condition}" if group else condition for condition in conditions]
-            entries = [e for e in results if e["size"] == size and e["condition"] in names]
+            entries = [e for e in of_size if e["condition"] in names]
             if len(entries) > 1:
                 means = {f"rank{k}": float(np.mean([e[f"rank{k}"] for e in entries])) for k in RANKS}
-                averages.append({"size": size, "group": group or None, "over": names, **means})
+                averages.append(
+                    {"size": size, "gallery_size": gallery, "group": group or None, "over": names, **means}
+                )
     return averages

@@ -13,9 +13,10 @@ SPEED = "images/s"
 _OF_SCORES = ("EER", "margin", "intersection")
 
 
-def size_in_words(size: int | str, condition: str = "all") -> str:
-    """The set of identification's probes as columns call it: '24 px', 'full size, frontal'."""
+def size_in_words(size: int | str, gallery_size: int | str = "full", condition: str = "all") -> str:
+    """What identification compared, as columns call it: '24 px', '24 px, gallery too', 'full size, frontal'."""
     where = "full size" if size == "full" else f"{size} px"
+    where += "" if gallery_size == "full" else ", gallery too"
     return where if condition == "all" else f"{where}, {condition}"
 
 
@@ -25,7 +26,8 @@ def measured_by(settings: RunSettings) -> list[str]:
     names = [f"{Path(target).stem}: {measure}" for target in settings.val_targets for measure in verified]
     if settings.identification is not None:
         identified = ("rank-1", *_tar(identification.FARS), *_OF_SCORES)
-        sizes = map(size_in_words, settings.identification.sizes)
+        both = settings.identification.both_sizes
+        sizes = [*map(size_in_words, settings.identification.sizes), *map(size_in_words, both, both)]
         names += [f"{where}: {measure}" for where in sizes for measure in identified]
     return [*names, SPEED]
 

@@ -54,7 +54,7 @@ def measures(result: Mapping[str, Any]) -> dict[str, float]:
         found[f"{name}: accuracy"] = 100 * scores["accuracy"]
         found |= _of_scores(name, scores)
     for scores in result.get("identification", {}).get("results", ()):
-        where = size_in_words(scores["size"], scores["condition"])
+        where = size_in_words(scores["size"], scores.get("gallery_size", "full"), scores["condition"])
         found[f"{where}: rank-1"] = 100 * scores["rank1"]
         found |= _of_scores(where, scores)
     return found

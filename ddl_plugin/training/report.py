@@ -67,7 +67,8 @@ def measure(
     opened = open_protocol(settings, folder)
     if opened is not None:
         sizes = [None if size == "full" else size for size in settings.identification.sizes]
-        result["identification"] = identify(embed, *opened, sizes, progress=bar)
+        both = settings.identification.both_sizes
+        result["identification"] = identify(embed, *opened, sizes, both_sizes=both, progress=bar)
     return result, similarities
 
 
@@ -96,6 +97,7 @@ def _measures(result: dict[str, Any]) -> dict[tuple[str, str], str]:
 
 def _condition(row: dict[str, Any]) -> str:
     size = "full size" if row["size"] == "full" else f"{row['size']} px"
+    size += "" if row["gallery_size"] == "full" else ", gallery too"
     return f"probes at {size}" + ("" if row["condition"] == "all" else f", {row['condition']}")
 
 

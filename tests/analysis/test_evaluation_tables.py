@@ -178,10 +178,10 @@ def test_searches_say_the_fpir_obtained_and_where_there_is_none():
 
 
 def test_averages_name_what_they_are_over():
-    means = [{"size": "full", "over": ["d1", "d2"], "rank1": 0.5, "rank5": 0.75},
-             {"size": 14, "over": ["d1", "d2"], "rank1": 0.25, "rank5": 0.3}]  # fmt: skip
+    means = [{"size": "full", "gallery_size": "full", "over": ["d1", "d2"], "rank1": 0.5, "rank5": 0.75},
+             {"size": 14, "gallery_size": 14, "over": ["d1", "d2"], "rank1": 0.25, "rank5": 0.3}]  # fmt: skip
     text = averages_table({"a": means})
     cells = Cells(text)
     assert [row[1] for row in cells.rows[1:]] == [["50.00%"], ["75.00%"], ["25.00%"], ["30.00%"]]
     assert "rank-1, full size, over d1, d2" in unescape(text)
-    assert "rank-5, 14 x 14 pixels, over d1, d2" in text
+    assert "rank-5, 14 x 14 pixels, gallery too, over d1, d2" in text

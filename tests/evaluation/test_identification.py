@@ -9,7 +9,7 @@ from ddl_plugin.data.records import Records, RecordWriter
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.evidence import ACCEPTED, REJECTED
 from ddl_plugin.evaluation.faces import RecordFaces
-from ddl_plugin.evaluation.identification import FARS, embed_faces, examine, identify, lines_of
+from ddl_plugin.evaluation.identification import FARS, embed_faces, examine, identify, lines_of, title_of
 from ddl_plugin.evaluation.protocols import Protocol, first_others
 from ddl_plugin.evaluation.subsets import Subset
 from ddl_plugin.evaluation.verification import summarise
@@ -57,6 +57,11 @@ def test_first_others_needs_two_identities_with_two_images(tmp_path):
         first_others(Records(tmp_path / "val.rec"))
 
 
+def at_8_pixels(records, position):
+    small = cv2.resize(records.image(position), (8, 8), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (112, 112), interpolation=cv2.INTER_CUBIC)
+
+
 def test_probes_are_degraded_and_the_gallery_is_not(records):
     seen = []
 
@@ -68,9 +73,45 @@ def test_probes_are_degraded_and_the_gallery_is_not(records):
     gallery, probes = seen
     np.testing.assert_array_equal(gallery, records.images(np.array([0, 4, 6])))
     for position, probe in zip((1, 5, 7), probes, strict=True):
-        small = cv2.resize(records.image(position), (8, 8), interpolation=cv2.INTER_AREA)
-        expected = cv2.resize(small, (112, 112), interpolation=cv2.INTER_CUBIC)
-        np.testing.assert_array_equal(probe, expected)
+        np.testing.assert_array_equal(probe, at_8_pixels(records, position))
+
+
+def test_both_sizes_degrade_the_gallery_as_the_probes(records):
+    """One embedding of the gallery for each of its sizes, one of the probes for each of theirs."""
+    seen = []
+
+    def spy(images):
+        seen.append(images)
+        return embed(images)
+
+    protocol = first_others(records)
+    result = identify(spy, records, protocol, sizes=(None, 8), both_sizes=(8, 6))
+    shown = [(entry["size"], entry["gallery_size"]) for entry in result["results"]]
+    assert shown == [("full", "full"), (8, "full"), (8, 8), (6, 6)]
+    titles = ["full size", "8 x 8 pixels", "8 x 8 pixels, gallery too", "6 x 6 pixels, gallery too"]
+    assert [title_of(entry) for entry in result["results"]] == titles
+    assert len(seen) == 6  # the gallery at full size, 8 and 6, the probes at full size, 8 and 6
+    np.testing.assert_array_equal(seen[0], records.images(np.array([0, 4, 6])))
+    for images, positions in ((seen[2], (1, 5, 7)), (seen[3], (0, 4, 6))):
+        for position, image in zip(positions, images, strict=True):
+            np.testing.assert_array_equal(image, at_8_pixels(records, position))
+    (alone,) = identify(embed, records, protocol, sizes=(), both_sizes=(8,))["results"]
+    assert alone == result["results"][2]
+    assert alone != result["results"][1]
+
+
+def test_evidence_shows_the_gallery_as_it_was_compared(records):
+    def everyone_alike(images):
+        return np.repeat(embed(records.images(np.array([4]))), len(images), axis=0)
+
+    _, (line,) = examine(everyone_alike, records, first_others(records), (), both_sizes=(8,))
+    shown = zip(
+        (*line.failures[0].images(), *line.genuine.images(0)),
+        (*line.failures[0].names, *line.genuine.names(0)),
+        strict=True,
+    )
+    for image, name in shown:
+        np.testing.assert_array_equal(image, at_8_pixels(records, int(name.split()[1]) - 1))
 
 
 def test_the_result_by_size_is_plain_json(records):
@@ -299,10 +340,7 @@ def test_evidence_shows_where_the_search_fails(records):
     assert scores[2] >= scores[3]
     assert all((f.similarity < f.threshold) == (f.kind == REJECTED) for f in line.failures)
     probe, own = line.failures[0].images()
-    small = cv2.resize(
-        records.image(int(line.failures[0].names[0].split()[1]) - 1), (8, 8), interpolation=cv2.INTER_AREA
-    )
-    np.testing.assert_array_equal(probe, cv2.resize(small, (112, 112), interpolation=cv2.INTER_CUBIC))
+    np.testing.assert_array_equal(probe, at_8_pixels(records, int(line.failures[0].names[0].split()[1]) - 1))
     np.testing.assert_array_equal(own, records.image(int(line.failures[0].names[1].split()[1]) - 1))
     ranks, found = line.cmc
     assert ranks.tolist() == [1, 2, 3]

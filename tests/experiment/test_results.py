@@ -34,7 +34,8 @@ def test_measures_have_names_and_rates_are_percent():
         "identification": {
             "results": [
                 {"size": "full", "condition": "all", "rank1": 0.75, **SCORES},
-                {"size": 14, "condition": "hard", "rank1": 0.5, **SCORES},
+                {"size": 14, "gallery_size": "full", "condition": "hard", "rank1": 0.5, **SCORES},
+                {"size": 14, "gallery_size": 14, "condition": "all", "rank1": 0.25, **SCORES},
             ]
         },
     }
@@ -43,8 +44,9 @@ def test_measures_have_names_and_rates_are_percent():
     assert found["lfw: TAR@FAR=0.01"] == 50
     assert found["full size: rank-1"] == 75
     assert found["14 px, hard: rank-1"] == 50
+    assert found["14 px, gallery too: rank-1"] == 25
     assert (found["14 px, hard: EER"], found["lfw: margin"], found["lfw: intersection"]) == (12.5, 0.4, 0.2)
-    assert len(found) == 15
+    assert len(found) == 20
 
 
 def test_cells_are_means_and_sample_deviations():

@@ -16,7 +16,9 @@ def pooled(images):
 def settings(settings_of):
     return settings_of(
         val_targets=("easy", "hard.bin"),
-        identification=IdentificationSettings(protocol="identification.csv", sizes=("full", 14)),
+        identification=IdentificationSettings(
+            protocol="identification.csv", sizes=("full", 14), both_sizes=14
+        ),
     )
 
 
@@ -41,8 +43,14 @@ def test_every_model_is_measured_on_every_set(measured):
     assert list(results) == list(similarities) == ["base", "blind"]
     for result in results.values():
         assert list(result["verification"]) == ["easy", "hard"]
-        assert {(row["size"], row["condition"]) for row in result["identification"]["results"]} == {
-            (size, condition) for size in ("full", 14) for condition in ("easy", "hard", "all")
+        shown = [
+            (row["size"], row["gallery_size"], row["condition"])
+            for row in result["identification"]["results"]
+        ]
+        assert set(shown) == {
+            (*sizes, condition)
+            for sizes in (("full", "full"), (14, "full"), (14, 14))
+            for condition in ("easy", "hard", "all")
         }
     easy = {name: result["verification"]["easy"]["accuracy"] for name, result in results.items()}
     assert easy["base"] > easy["blind"]
@@ -58,6 +66,7 @@ def test_the_table_has_a_column_a_model_and_percents(measured):
     for text in (
         "probes at full size, easy",
         "probes at 14 px, hard",
+        "probes at 14 px, gallery too, hard",
         "rank-1",
         "margin",
         "histogram intersection",
