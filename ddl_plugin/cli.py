@@ -141,23 +141,29 @@ def require_outputs(
 
     Asked before any work, so that none is lost at its end.
     """
-    taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
+    taken = {os.path.realpath(path): f"the input {path}" for path in inputs}
     for option, path in outputs.items():
         if path is None:
             continue
-        other = taken.setdefault(Path(path).resolve(), f"what {option} writes")
+        other = taken.setdefault(os.path.realpath(path), f"what {option} writes")
         if other != f"what {option} writes":
             raise UserError(f"{option}: expected a file of its own, got {path}, which is {other}")
-        _require_writable(option, Path(path))
+        try:
+            _require_writable(option, Path(path))
+        except OSError as error:  # a folder that may not be looked into, a name too long
+            raise UserError(
+                f"{option}: {path} cannot be written ({error.strerror}); name another file"
+            ) from error
 
 
 def _require_writable(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{option}: expected the name of a file to write, got the folder {path}")
-    folder = next(parent for parent in path.absolute().parents if os.access(parent, os.F_OK))
+    if path.exists() and not path.is_file():  # /dev/null would be replaced by a file
+        kind = "folder" if path.is_dir() else "device or pipe"
+        raise UserError(f"{option}: expected the name of a file to write, got the {kind} {path}")
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise UserError(f"{option}: expected a file in a folder, got {path}, but {folder} is a file")
-    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: expected a file in a folder, got {path}, but {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
             f"{option}: {path} cannot be written: {folder} may not be written to; name another file"
         )

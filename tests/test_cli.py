@@ -1,11 +1,13 @@
 """Exit codes, one line on stderr, and machine-readable results."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -119,7 +121,8 @@ def test_an_error_of_the_block_is_not_replaced_by_the_interrupt():
 def test_outputs_are_neither_inputs_nor_each_other(tmp_path):
     model = tmp_path / "m.onnx"
     (tmp_path / "link").symlink_to(model)
-    require_outputs({"--output": tmp_path / "o.onnx", "--json": None}, [model])
+    (tmp_path / "loop").symlink_to("loop")
+    require_outputs({"--output": tmp_path / "o.onnx", "--csv": tmp_path / "loop", "--json": None}, [model])
     for same in (model, tmp_path / "x" / ".." / "m.onnx", tmp_path / "link"):
         with pytest.raises(UserError, match=r"--json: expected a file of its own, got .*the input .*m\.onnx"):
             require_outputs({"--json": same}, [model])
@@ -133,16 +136,37 @@ def test_outputs_that_cannot_be_written_are_told(tmp_path, monkeypatch):
     require_outputs({"--json": file, "--csv": tmp_path / "new" / "folder" / "file.csv"}, [])
     with pytest.raises(UserError, match=r"--json: expected the name of a file to write, got the folder"):
         require_outputs({"--json": tmp_path}, [])
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(
-        UserError, match=r"--json: expected a file in a folder, got .*x\.json, but .*file is a file"
+        UserError, match=r"--json: expected the name of a file to write, got the device or pipe"
     ):
-        require_outputs({"--json": file / "new" / "x.json"}, [])
+        require_outputs({"--json": tmp_path / "pipe"}, [])
+    (tmp_path / "gone").symlink_to("nowhere")
+    for parent in (file, tmp_path / "gone"):
+        message = rf"--json: expected a file in a folder, got .*x\.json, but {parent} is no folder"
+        with pytest.raises(UserError, match=message):
+            require_outputs({"--json": parent / "new" / "x.json"}, [])
+    with pytest.raises(UserError, match=r"--json: x+ cannot be written \(File name too long\)"):
+        require_outputs({"--json": "x" * 300}, [])
     access = os.access  # the tests may run as root, who may write anywhere
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))
     with pytest.raises(
         UserError, match=rf"--json: .*x\.json cannot be written: {tmp_path} may not be written to"
     ):
         require_outputs({"--json": tmp_path / "new" / "x.json"}, [])
+    for name in ("stat", "lstat"):  # nor look into a folder of someone else's
+        monkeypatch.setattr(os, name, _denied(getattr(os, name), tmp_path))
+    with pytest.raises(UserError, match=r"--json: .*x\.json cannot be written \(Permission denied\)"):
+        require_outputs({"--json": tmp_path / "x.json"}, [])
+
+
+def _denied(call, folder):
+    def asked(path, **options):
+        if folder in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return call(path, **options)
+
+    return asked
 
 
 def test_a_second_ctrl_c_does_not_break_off_the_cleaning_up(capsys):

@@ -340,7 +340,7 @@ def test_easy_and_hard_probes_within_groups(scface, capsys, monkeypatch):
         (["--protocol", "x.csv", "--names", "x"], "--names: expected --rec with it, got none"),
         (["--protocol", "x.csv"], "x.csv: cannot be read as a protocol"),
         (["--rec", "scface.rec", "--protocol", "scfac"], "expected a .csv file, scface or cox, got 'scfac'; did you mean"),
-        (["--rec", "scface.rec", "--figures", "val.rec"], "--figures: expected a folder, got the file val.rec"),
+        (["--rec", "scface.rec", "--figures", "val.rec"], "--figures (scface.png): expected a file in a folder, got val.rec/scface.png, but "),
         (["--rec", "scface.rec", "--max-missing", "-1"], "--max-missing: expected a whole number >= 0, got -1"),
     ],
 )  # fmt: skip

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddl_plugin.errors import UserError
-
 if TYPE_CHECKING:
     from ddl_plugin.evaluation.evidence import Evidence
 
@@ -28,8 +26,6 @@ def figure_paths(folder: Path | None, names: Sequence[str]) -> list[Path]:
         return []
     from ddl_plugin.analysis.drawing import check_output
 
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--figures: expected a folder, got the file {folder}")
     return [check_output(folder / f"{stem}.png") for stem in _stems(names)]
 
 

@@ -304,8 +304,6 @@ def _figure_paths(options: Any) -> dict[str, Path]:
         return {}
     from ddl_plugin.analysis.drawing import check_output
 
-    if options.figures.exists() and not options.figures.is_dir():
-        raise UserError(f"--figures: expected a folder, got the file {options.figures}")
     kinds = [
         kind
         for kind in _FIGURES

@@ -54,7 +54,7 @@ IDENTIFICATION = (
     "whose person is in the gallery (closed set); the others are counted and named, and missing probes count as not "
     "found.",
     "Probes at a reduced size are shrunk to so many pixels a side (mean over areas) and enlarged again (bicubic); the "
-    "gallery is never reduced.",
+    "gallery is as it is, but where its images are reduced alike ('gallery too').",
     _AT_MOST,
     _SOFT,
 )

@@ -193,9 +193,10 @@ def examine(
 
     Returns:
         dict with set, gallery, gallery_identities, probes, results and, where the protocol has two conditions or more,
-        averages. results: one entry for each size and each line of `lines_of`, with size (of the probes: 'full' or
-        pixels), gallery_size ('full' or pixels), condition ('all' or its name), probes (those that are there), missing (those that are not: not found),
-        outside_gallery (probes left out of rank-k), rank1, rank5 (0..1) and the keys of `summarise`.
+        averages. results: one entry for each size (of probes, of gallery) and each line of `lines_of`, with size (of
+        the probes: 'full' or pixels), gallery_size ('full' or pixels), condition ('all' or its name), probes (those
+        that are there), missing (those that are not: not found), outside_gallery (probes left out of rank-k), rank1,
+        rank5 (0..1) and the keys of `summarise`.
         averages: for each size (and group) the means of rank1 and rank5 over the conditions.
 
         And what stands behind each entry, in the same order.

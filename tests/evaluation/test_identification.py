@@ -100,6 +100,15 @@ def test_both_sizes_degrade_the_gallery_as_the_probes(records):
     assert alone != result["results"][1]
 
 
+def test_averages_are_of_one_size_of_the_gallery(records):
+    people = np.eye(3, dtype=np.float32)
+    embeddings = iter((people, people, np.roll(people, 1, axis=0)))  # gallery, probes, the small gallery
+    protocol = replace(first_others(records), conditions=np.array(["d1", "d2", "d2"]))
+    result = identify(lambda images: next(embeddings), records, protocol, sizes=(8,), both_sizes=(8,))
+    shown = [(average["size"], average["gallery_size"], average["rank1"]) for average in result["averages"]]
+    assert shown == [(8, "full", 1.0), (8, 8, 0.0)]
+
+
 def test_evidence_shows_the_gallery_as_it_was_compared(records):
     def everyone_alike(images):
         return np.repeat(embed(records.images(np.array([4]))), len(images), axis=0)
