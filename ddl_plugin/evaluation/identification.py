@@ -237,10 +237,17 @@ def examine(
 
 def title_of(entry: dict[str, Any]) -> str:
     """'full size', '14 x 14 pixels, gallery too, d1': the line of an entry of results or averages."""
-    size = "full size" if entry["size"] == "full" else f"{entry['size']} x {entry['size']} pixels"
-    if entry["gallery_size"] != "full":
-        size += ", gallery too"
-    return size if entry.get("condition", ALL) == ALL else f"{size}, {entry['condition']}"
+    condition = entry.get("condition", ALL)
+    return size_in_words(entry["size"], entry["gallery_size"], condition, unit="{0} x {0} pixels")
+
+
+def size_in_words(
+    size: int | str, gallery_size: int | str = "full", condition: str = ALL, *, unit: str = "{0} px"
+) -> str:
+    """What was compared: '24 px', '24 px, gallery too', 'full size, frontal'."""
+    where = "full size" if size == "full" else unit.format(size)
+    where += "" if gallery_size == "full" else ", gallery too"
+    return where if condition == ALL else f"{where}, {condition}"
 
 
 def _entry(found: Search, line: Line, sizes: Sizes, fars: Sequence[float]) -> dict[str, Any]:

@@ -13,13 +13,6 @@ SPEED = "images/s"
 _OF_SCORES = ("EER", "margin", "intersection")
 
 
-def size_in_words(size: int | str, gallery_size: int | str = "full", condition: str = "all") -> str:
-    """What identification compared, as columns call it: '24 px', '24 px, gallery too', 'full size, frontal'."""
-    where = "full size" if size == "full" else f"{size} px"
-    where += "" if gallery_size == "full" else ", gallery too"
-    return where if condition == "all" else f"{where}, {condition}"
-
-
 def measured_by(settings: RunSettings) -> list[str]:
     """The columns that a run gives; with a protocol without those of its conditions, which are in its file."""
     verified = ("accuracy", *_tar(verification.FARS), *_OF_SCORES)
@@ -27,7 +20,8 @@ def measured_by(settings: RunSettings) -> list[str]:
     if settings.identification is not None:
         identified = ("rank-1", *_tar(identification.FARS), *_OF_SCORES)
         both = settings.identification.both_sizes
-        sizes = [*map(size_in_words, settings.identification.sizes), *map(size_in_words, both, both)]
+        words = identification.size_in_words
+        sizes = [*map(words, settings.identification.sizes), *map(words, both, both)]
         names += [f"{where}: {measure}" for where in sizes for measure in identified]
     return [*names, SPEED]
 

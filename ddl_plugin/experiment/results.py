@@ -12,7 +12,8 @@ from typing import Any
 from tabulate import tabulate
 
 from ddl_plugin.errors import UserError, did_you_mean
-from ddl_plugin.experiment.columns import SPEED, size_in_words
+from ddl_plugin.evaluation.identification import size_in_words
+from ddl_plugin.experiment.columns import SPEED
 from ddl_plugin.experiment.runs import Run
 from ddl_plugin.experiment.study import BASE_ROW, Study
 

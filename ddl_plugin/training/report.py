@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ddl_plugin.data.records import Records
 from ddl_plugin.errors import UserError
 from ddl_plugin.evaluation.bins import BinSet, load_bin
-from ddl_plugin.evaluation.identification import identify
+from ddl_plugin.evaluation.identification import identify, size_in_words
 from ddl_plugin.evaluation.onnx_model import OnnxEmbedder
 from ddl_plugin.evaluation.protocols import Protocol, first_others, load_protocol
 from ddl_plugin.evaluation.verification import pair_similarities, score, split
@@ -88,17 +88,11 @@ def _measures(result: dict[str, Any]) -> dict[tuple[str, str], str]:
         values[name, "margin"] = f"{scores['margin']:.3f}"
         values[name, "histogram intersection"] = f"{scores['intersection']:.3f}"
     for row in result.get("identification", {}).get("results", ()):
-        name = _condition(row)
+        name = "probes at " + size_in_words(row["size"], row["gallery_size"], row["condition"])
         values[name, "rank-1"] = _percent(row["rank1"])
         values |= _tar(name, row)
         values[name, "margin"] = f"{row['margin']:.3f}"
     return values
-
-
-def _condition(row: dict[str, Any]) -> str:
-    size = "full size" if row["size"] == "full" else f"{row['size']} px"
-    size += "" if row["gallery_size"] == "full" else ", gallery too"
-    return f"probes at {size}" + ("" if row["condition"] == "all" else f", {row['condition']}")
 
 
 def _tar(name: str, scores: dict[str, Any]) -> dict[tuple[str, str], str]:
