@@ -95,7 +95,7 @@ class Backend(Protocol):
 
 def backend_of(checkpoint: str) -> Backend:
     """The host that reads `checkpoint`: PyTorch a state dict, and where MXNet is not installed; else MXNet."""
-    alone = importlib.util.find_spec("mxnet") is None and importlib.util.find_spec("torch") is not None
+    alone = _installed("torch") and not _installed("mxnet")
     return get_backend("torch" if alone or is_state_dict(checkpoint) else "mxnet")
 
 
@@ -107,6 +107,12 @@ def get_backend(name: str) -> Backend:
             return importlib.import_module(_MODULES[name])
     except UserError as error:
         other = "torch" if name == "mxnet" else "mxnet"
-        if importlib.util.find_spec(other) is None:  # a backend's name is its package's
+        if not _installed(other):  # a backend's name is its package's
             raise
         raise UserError(f"{error}; or train with --backend {other}, which is installed") from error
+
+
+def _installed(package: str) -> bool:
+    """Whether a framework is there, broken or not; what stands in for MXNet in PyTorch's host has no loader."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.loader is not None

@@ -1,12 +1,21 @@
 """Which backend is chosen, and what is said where its framework is not there."""
 
 import importlib
+import sys
+from importlib.machinery import BuiltinImporter, ModuleSpec
 
 import pytest
 
 from ddl_plugin.errors import UserError
+from ddl_plugin.host.arcface_torch import mxnet_stand_in
 from ddl_plugin.training import backends
 from ddl_plugin.training.backends import get_backend
+
+
+def only(monkeypatch, installed):
+    """As if these packages alone were installed."""
+    specs = {name: ModuleSpec(name, BuiltinImporter) for name in installed}
+    monkeypatch.setattr(importlib.util, "find_spec", specs.get)
 
 
 @pytest.mark.parametrize(("name", "other"), [("mxnet", "torch"), ("torch", "mxnet")])
@@ -15,12 +24,12 @@ def test_the_other_backend_is_named_where_it_is_installed(monkeypatch, name, oth
         raise UserError("It is not installed; pip install it")
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package == other or None)
+    only(monkeypatch, {other})
     with pytest.raises(
         UserError, match=rf"^It is not installed; pip install it; or train with --backend {other}, which"
     ):
         get_backend(name)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    only(monkeypatch, set())
     with pytest.raises(UserError, match=r"^It is not installed; pip install it$"):
         get_backend(name)
 
@@ -42,15 +51,23 @@ def test_an_unknown_backend():
     ],
 )
 def test_the_host_that_reads_a_checkpoint(monkeypatch, checkpoint, installed, chosen):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package in installed or None)
+    only(monkeypatch, installed)
     monkeypatch.setattr(backends, "get_backend", lambda name: name)
     assert backends.backend_of(checkpoint) == chosen
+
+
+def test_what_stands_in_for_mxnet_is_not_mxnet(monkeypatch):
+    """In a process of PyTorch's host, which needs MXNet to read records alone."""
+    monkeypatch.setitem(sys.modules, "mxnet", mxnet_stand_in._modules()[0])
+    if importlib.util.find_spec("torch") is None:
+        monkeypatch.setitem(sys.modules, "torch", importlib)  # any module that is really there
+    monkeypatch.setattr(backends, "get_backend", lambda name: name)
+    assert backends.backend_of("model,0") == "torch"
 
 
 def test_the_parts_that_both_share_know_neither(tmp_path):
     """In a process of its own, in which both are missing."""
     import subprocess
-    import sys
 
     code = (
         "import sys\n"
