@@ -224,7 +224,7 @@ def test_code_in_a_file_is_not_executed(mbf, tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("name", ["r18", "r50", "mbf", "mbf_large"])
+@pytest.mark.parametrize("name", ["r18", "r34", "r50", "r100", "r200", "mbf", "mbf_large"])
 def test_the_networks_of_a_checkout(name, tmp_path, monkeypatch):
     """INSIGHTFACE_TORCH_DIR: a folder with backbones/, recognition/arcface_torch of a checkout of insightface."""
     folder = os.environ.get("INSIGHTFACE_TORCH_DIR")
