@@ -27,23 +27,31 @@ SHOWN = ((None, None), (24, None), (14, None), (24, 24), (14, 14))
 _GRID = np.linspace(0.001, 0.5, 2000)  # FARs among which the EER is looked for
 
 
-def rank1(scores: np.ndarray, same: np.ndarray, weight: np.ndarray) -> float:
-    """Percent of the probes whose best gallery image is their own; weight: (probes,), how often each counts."""
-    hit = np.take_along_axis(same, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return 100 * float((weight * hit).sum() / weight.sum())
+class Compared:
+    """Scores of probes (rows) and gallery images (columns); what does not depend on how often each counts is kept."""
 
+    def __init__(self, scores: np.ndarray, same: np.ndarray):
+        self._same = same
+        self._hit = np.take_along_axis(same, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
+        self._falling = np.argsort(-scores[~same])
+        self._rising = np.argsort(scores[same])
+        self._negatives = scores[~same][self._falling]
+        self._positives = scores[same][self._rising]
 
-def eer(scores: np.ndarray, same: np.ndarray, probe_weight: np.ndarray, gallery_weight: np.ndarray) -> float:
-    """Percent at which as many genuine pairs are rejected as others are accepted, pairs counting by their weights."""
-    weight = probe_weight[:, None] * gallery_weight
-    order = np.argsort(-scores[~same])
-    accepted = np.cumsum(weight[~same][order])
-    at = np.searchsorted(accepted, _GRID * accepted[-1])
-    thresholds = scores[~same][order][np.minimum(at, len(order) - 1)]
-    rejected = np.cumsum(np.r_[0, weight[same][np.argsort(scores[same])]])
-    missed = rejected[np.searchsorted(np.sort(scores[same]), thresholds, side="right")] / rejected[-1]
-    nearest = np.abs(missed - _GRID).argmin()
-    return 50 * float(missed[nearest] + _GRID[nearest])
+    def rank1(self, weight: np.ndarray) -> float:
+        """Percent of the probes whose best gallery image is their own; weight: (probes,), how often each counts."""
+        return 100 * float((weight * self._hit).sum() / weight.sum())
+
+    def eer(self, probe_weight: np.ndarray, gallery_weight: np.ndarray) -> float:
+        """Percent at which as many genuine pairs are rejected as others are accepted, pairs counting by their weights."""
+        weight = probe_weight[:, None] * gallery_weight
+        accepted = np.cumsum(weight[~self._same][self._falling])
+        at = np.searchsorted(accepted, _GRID * accepted[-1])
+        thresholds = self._negatives[np.minimum(at, len(accepted) - 1)]
+        rejected = np.cumsum(np.r_[0, weight[self._same][self._rising]])
+        missed = rejected[np.searchsorted(self._positives, thresholds, side="right")] / rejected[-1]
+        nearest = np.abs(missed - _GRID).argmin()
+        return 50 * float(missed[nearest] + _GRID[nearest])
 
 
 def compare(
@@ -55,13 +63,13 @@ def compare(
     """
     same = probes[:, None] == gallery
     count = int(gallery.max()) + 1
+    pairs = [(Compared(a, same), Compared(b, same)) for a, b in zip(first, second, strict=True)]
 
     def differences(times: np.ndarray) -> np.ndarray:
         weights = times[probes], times[gallery]
-        return np.array([
-            [rank1(b, same, weights[0]) - rank1(a, same, weights[0]), eer(b, same, *weights) - eer(a, same, *weights)]
-            for a, b in zip(first, second, strict=True)
-        ])  # fmt: skip
+        return np.array(
+            [[b.rank1(weights[0]) - a.rank1(weights[0]), b.eer(*weights) - a.eer(*weights)] for a, b in pairs]
+        )
 
     rng = np.random.default_rng(0)
     own = differences(np.ones(count))
@@ -101,9 +109,8 @@ def main() -> None:
         embedded[name] = []
         for path in tqdm(getattr(options, name), name):
             embed = partial(embed_faces, OnnxEmbedder(path), faces)
-            sides = {"probe": {s for s, _ in SHOWN}, "gallery": {g for _, g in SHOWN}}
-            of_probes = {s: embed(protocol.probes, s) for s in sides["probe"]}
-            of_gallery = {s: embed(protocol.gallery, s) for s in sides["gallery"]}
+            of_probes = {s: embed(protocol.probes, s) for s in {s for s, _ in SHOWN}}
+            of_gallery = {g: embed(protocol.gallery, g) for g in {g for _, g in SHOWN}}
             embedded[name].append([of_probes[s] @ of_gallery[g].T for s, g in SHOWN])
     rows = []
     for i, (side, gallery_side) in enumerate(SHOWN):

@@ -427,16 +427,17 @@ class IdentificationSettings:
         if self.protocol is not None:
             _text("identification.protocol", self.protocol, "a CSV file of record, role[, condition]")
         require_whole("identification.probes", self.probes, 1)
-        self._check_sizes("sizes", "a list such as ['full', 24]", "'full' or pixels within 4..112")
-        self._check_sizes("both_sizes", "a list such as [24, 14]", "pixels within 4..112")
+        self._check_sizes("sizes", ["full", 24], "full")
+        self._check_sizes("both_sizes", [24, 14])
 
-    def _check_sizes(self, name: str, a_list: str, a_size: str) -> None:
+    def _check_sizes(self, name: str, example: list[str | int], *words: str) -> None:
+        """One size or several: pixels, or one of `words`."""
         where, sizes = f"identification.{name}", getattr(self, name)
         sizes = (sizes,) if isinstance(sizes, (str, int)) else sizes
-        require(isinstance(sizes, (tuple, list)), where, sizes, a_list)
+        require(isinstance(sizes, (tuple, list)), where, sizes, f"a list such as {example}")
         for size in sizes:
-            good = (size == "full" and name == "sizes") or (isinstance(size, int) and 4 <= size <= 112)
-            require(good, where, size, a_size)
+            good = size in words or (isinstance(size, int) and 4 <= size <= 112)
+            require(good, where, size, " or ".join([*map(repr, words), "pixels within 4..112"]))
         object.__setattr__(self, name, tuple(sizes))
 
 

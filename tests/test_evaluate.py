@@ -85,17 +85,7 @@ def test_identification_at_several_sizes(folder):
 
 def test_identification_of_probes_and_gallery_of_one_size(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
-    options = [
-        "identification",
-        "--model",
-        "base.onnx",
-        "--rec",
-        "val.rec",
-        "--size",
-        "8",
-        "--both-size",
-        "8",
-    ]
+    options = ["identification", "--model", "base.onnx", "--rec", "val.rec", "--size", "8", "--both-size", "8"]  # fmt: skip
     assert main([*options, "--json", "id.json"]) == 0
     shown = capsys.readouterr().out
     assert "8 x 8 pixels: 6 probes" in shown

@@ -211,11 +211,15 @@ def test_wrong_options_are_one_line(tmp_path, root, model, capsys, options, mess
 
 
 def test_outputs_that_cannot_be_are_told_before_the_work(tmp_path, root, model, capsys):
-    for option, path in (("--csv", root), ("--figures", root / "meta" / "ijbc_face_tid_mid.txt")):
+    file = root / "meta" / "ijbc_face_tid_mid.txt"
+    figure = f"expected a file in a folder, got {file / 'ijbc_roc.png'}, but {file} is no folder"
+    for option, path, message in (
+        ("--csv", root, f"--csv: expected the name of a file to write, got the folder {root}"),
+        ("--figures", file, f"--figures (ijbc_roc.png): {figure}"),
+    ):
         assert run(tmp_path, root, model, options=[option, path], code=2) is None
         captured = capsys.readouterr()
-        assert captured.err.startswith(f"error: {option}")
-        assert "expected" in captured.err
+        assert captured.err == f"error: {message}\n"
         assert captured.out == ""
     assert not (tmp_path / "features").exists()
 

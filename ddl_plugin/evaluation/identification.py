@@ -209,9 +209,9 @@ def examine(
     results, evidence = [], []
     for size in dict.fromkeys([*sizes, *both_sizes]):
         probes = embedded(protocol.probes, size)
-        galleries = [Sizes(size, None)] * (size in sizes) + [Sizes(size, size)] * (size in both_sizes)
-        for shown in galleries:
-            gallery = as_it_is if shown.gallery is None else embedded(protocol.gallery, shown.gallery)
+        for gallery_size in [side for side, asked in ((None, sizes), (size, both_sizes)) if size in asked]:
+            gallery = as_it_is if gallery_size is None else embedded(protocol.gallery, gallery_size)
+            shown = Sizes(size, gallery_size)
             for line in lines:
                 rows, columns = protocol.probes[line.probes], protocol.gallery[line.gallery]
                 found = search(
